@@ -1,0 +1,187 @@
+"""From a config to the objects it describes: the only reader of config fields besides the commands themselves."""
+
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.cli import UserError
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses numbers out of range, before anything heavy is imported.
+
+    Raises:
+      UserError: names the field, its value and the rule.
+    """
+    at_least: dict[str, float] = {
+        "train.num_train_steps": 1,
+        "train.batch_size": 1,
+        "train.accumulation_steps": 1,
+        "train.log_every_steps": 0,
+        "train.max_minutes": 0,
+        "train.z_loss": 0,
+        "train.skip_spikes": 0,
+        "eval.every_steps": 0,
+        "eval.max_batches": 0,
+        "eval.num_samples": 0,
+        "eval.sample_tokens": 1,
+        "checkpoint.every_steps": 0,
+        "checkpoint.keep": 1,
+        "optimizer.learning_rate": 0,
+        "optimizer.warmup_steps": 0,
+        "optimizer.weight_decay": 0,
+        "optimizer.clip_norm": 0,
+        "init.scale": 0,
+        "seed": 0,
+    }
+    for name, least in at_least.items():
+        value = _field(config, name)
+        if not value >= least:
+            raise UserError(f"config.{name}={value} must be at least {least}")
+    for name in ("model.dropout", "train.ema_decay", "optimizer.beta1", "optimizer.beta2", "optimizer.momentum"):
+        value = _field(config, name)
+        if not 0 <= value < 1:
+            raise UserError(f"config.{name}={value} must be at least 0 and below 1")
+    if not 0 <= config.optimizer.final_fraction <= 1:
+        raise UserError(f"config.optimizer.final_fraction={config.optimizer.final_fraction} must be from 0 to 1")
+    known = {
+        "optimizer.name": ("adamw", "muon"),
+        "optimizer.schedule": ("cosine", "linear", "wsd", "constant"),
+        "mesh.platform": ("any", "cpu", "gpu", "tpu"),
+    }
+    for name, names in known.items():
+        if _field(config, name) not in names:
+            raise UserError(f"config.{name}={_field(config, name)!r} is not one of {', '.join(names)}")
+    if config.train.batch_size % config.train.accumulation_steps:
+        raise UserError(
+            f"config.train.batch_size={config.train.batch_size} is not divisible by "
+            f"config.train.accumulation_steps={config.train.accumulation_steps}"
+        )
+    profile_steps(config)
+    model_sizes(config, vocab_size=max(1, config.data.vocab_size))
+
+
+def _field(config: ConfigDict, name: str) -> Any:
+    section, _, leaf = name.rpartition(".")
+    return config[section][leaf] if section else config[leaf]
+
+
+def model_sizes(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
+    """The model's constructor arguments, zeros replaced by what they stand for."""
+    sizes = config.model.to_dict() | {"vocab_size": vocab_size}
+    del sizes["dropout"]  # a number of the state, not of the model
+    for name in ("num_kv_heads", "head_dim", "mlp_dim"):
+        if sizes[name] < 0:
+            raise UserError(f"config.model.{name}={sizes[name]} must be at least 1, or 0 for its default")
+    if sizes["num_heads"] < 1 or sizes["embed_dim"] < 1:
+        raise UserError("config.model.num_heads and config.model.embed_dim must be at least 1")
+    if not sizes["head_dim"] and sizes["embed_dim"] % sizes["num_heads"]:
+        raise UserError(
+            f"config.model.embed_dim={sizes['embed_dim']} is not divisible by config.model.num_heads={sizes['num_heads']}"
+        )
+    sizes["head_dim"] = sizes["head_dim"] or sizes["embed_dim"] // sizes["num_heads"]
+    sizes["num_kv_heads"] = sizes["num_kv_heads"] or sizes["num_heads"]
+    sizes["mlp_dim"] = sizes["mlp_dim"] or 4 * sizes["embed_dim"]
+    return sizes
+
+
+def profile_steps(config: ConfigDict) -> tuple[int, int] | None:
+    """The steps to trace."""
+    if not config.profile.steps:
+        return None
+    try:
+        first, last = (int(part) for part in config.profile.steps.split(":"))
+        if not 1 <= first <= last < config.train.num_train_steps:
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"config.profile.steps={config.profile.steps!r} must be FIRST:LAST, within the steps before the last"
+        ) from None
+    return first, last
+
+
+def hyperparameters(config: ConfigDict) -> Any:
+    """The numbers that live in the state."""
+    from gptjax.training.optimizers import Hyperparameters
+
+    o = config.optimizer
+    numbers = {name: o[name] for name in Hyperparameters._fields if name != "dropout"}
+    return Hyperparameters(**{k: np.float32(v) for k, v in (numbers | {"dropout": config.model.dropout}).items()})
+
+
+def step_settings(config: ConfigDict) -> Any:
+    """What is compiled into the step."""
+    from gptjax.training.step import StepSettings
+
+    return StepSettings(
+        optimizer=config.optimizer.name,
+        schedule=config.optimizer.schedule,
+        num_train_steps=config.train.num_train_steps,
+        accumulation_steps=config.train.accumulation_steps,
+        clip_norm=config.optimizer.clip_norm,
+        z_loss=config.train.z_loss,
+        ema_decay=config.train.ema_decay,
+        skip_spikes=config.train.skip_spikes,
+        use_dropout=config.model.dropout > 0,
+    )
+
+
+def loop_settings(config: ConfigDict) -> Any:
+    """When the loop does what."""
+    from gptjax.training.loop import LoopSettings
+
+    return LoopSettings(
+        num_train_steps=config.train.num_train_steps,
+        log_every_steps=config.train.log_every_steps,
+        eval_every_steps=config.eval.every_steps,
+        checkpoint_every_steps=config.checkpoint.every_steps,
+        max_minutes=config.train.max_minutes,
+        profile_steps=profile_steps(config),
+    )
+
+
+def mesh(config: ConfigDict) -> Any:
+    """The mesh, after the platform that the config demands has been found and the rows have been divided by it."""
+    import jax
+
+    from gptjax.distributed.mesh import make_mesh
+
+    platform = jax.default_backend()
+    if config.mesh.platform not in ("any", platform):
+        raise UserError(
+            f"config.mesh.platform={config.mesh.platform!r} but JAX found only {platform}; install the extra "
+            f"gptjax[{config.mesh.platform}] or set --config.mesh.platform=any"
+        )
+    made = make_mesh({axis: config.mesh[axis] for axis in ("data", "fsdp", "tensor", "context")})
+    ways = made.shape["data"] * made.shape["fsdp"]
+    rows = config.train.batch_size // config.train.accumulation_steps
+    if rows % ways:
+        raise UserError(
+            f"config.train.batch_size={config.train.batch_size} over config.train.accumulation_steps="
+            f"{config.train.accumulation_steps} gives {rows} rows, not divisible by the {ways} devices of mesh data x fsdp"
+        )
+    if config.model.max_seq_len % made.shape["context"]:
+        raise UserError(
+            f"config.model.max_seq_len={config.model.max_seq_len} is not divisible by "
+            f"config.mesh.context={made.shape['context']}"
+        )
+    return made
+
+
+def prepare_data(config: ConfigDict) -> Any:
+    """The corpus as packed rows, prepared if it is not yet."""
+    from gptjax import platform
+    from gptjax.data.pipeline import prepare
+
+    d = config.data
+    return prepare(
+        corpus=d.corpus,
+        files=d.files,
+        text_field=d.text_field,
+        tokenizer=d.tokenizer,
+        vocab_size=d.vocab_size,
+        validation_fraction=d.validation_fraction,
+        seq_len=config.model.max_seq_len,
+        cache_dir=platform.cache_dir() / "data",
+    )

@@ -1,0 +1,65 @@
+"""Packing: documents of any length into rows of one length, with nothing lost and next to no padding."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+_BLOCK_TOKENS = 1 << 20  # worked on at once, whatever the length of a document
+
+
+def pack(documents: Iterable[np.ndarray], *, seq_len: int, eos_id: int) -> Iterator[np.ndarray]:
+    """Concatenates documents and splits them into rows of `seq_len` tokens.
+
+    A document t_1 .. t_n becomes the inputs eos, t_1, .., t_n with the targets t_1, .., t_n, eos: it is shifted before
+    it is packed, so that no target belongs to another document than its input.
+
+    >>> for row in pack([np.array([5, 6]), np.array([7])], seq_len=4, eos_id=9):
+    ...     print(row.tolist())
+    [[9, 5, 6, 9], [5, 6, 9, 7], [1, 1, 1, 2], [0, 1, 2, 0]]
+    [[7, 0, 0, 0], [9, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+
+    Args:
+      documents: token ids [n] each.
+      seq_len: T.
+      eos_id: the token before and after each document.
+
+    Yields:
+      int32 [4, T]: inputs, targets, segment_ids and positions. segment_ids number the documents of a row from 1;
+      positions count from 0 in each document, and from 0 again in a document's part in the next row. The last row is
+      padded with 0 in all four.
+    """
+    block_size = max(1, _BLOCK_TOKENS // seq_len) * seq_len
+    offsets = np.arange(seq_len, dtype=np.int32)
+    previous = eos_id
+    for targets, starts in _blocks(documents, block_size, eos_id):
+        num_real = len(targets)
+        padding = -num_real % seq_len
+        # As every document is closed by eos and opened by it, the inputs are the targets one step before.
+        inputs = np.concatenate([[previous], targets[:-1], np.zeros(padding, np.int32)]).reshape(-1, seq_len)
+        previous = targets[-1]
+        targets = np.pad(targets, (0, padding)).reshape(-1, seq_len)
+        starts = np.pad(starts, (0, padding)).reshape(-1, seq_len)
+        starts[:, 0] = True
+        segment_ids = np.cumsum(starts, axis=1, dtype=np.int32)
+        positions = offsets - np.maximum.accumulate(np.where(starts, offsets, 0), axis=1)
+        rows = np.stack([inputs, targets, segment_ids, positions], axis=1).astype(np.int32)
+        rows[-1, :, seq_len - padding :] = 0
+        yield from rows
+
+
+def _blocks(documents: Iterable[np.ndarray], size: int, eos_id: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the documents' targets and where documents start, in blocks of `size`, the last one shorter."""
+    closing = np.array([eos_id], np.int32)
+    targets, starts, filled = np.empty(size, np.int32), np.zeros(size, bool), 0
+    for document in documents:
+        starts[filled] = True
+        for part in (document, closing):
+            while len(part):
+                count = min(len(part), size - filled)
+                targets[filled : filled + count], part = part[:count], part[count:]
+                filled += count
+                if filled == size:
+                    yield targets, starts
+                    targets, starts, filled = np.empty(size, np.int32), np.zeros(size, bool), 0
+    if filled:
+        yield targets[:filled], starts[:filled]

@@ -1,0 +1,36 @@
+"""The mesh of devices and its axes."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+# data: rows, replicated parameters. fsdp: rows, parameters split. tensor: heads and MLP split. context: positions split.
+AXES = ("data", "fsdp", "tensor", "context")
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Lays the devices out as a grid.
+
+    Args:
+      sizes: the size of each of `AXES`; one may be -1, for all devices that are left.
+      devices: None for all devices of the default platform.
+
+    Returns:
+      A mesh whose axes the compiler shards automatically.
+
+    Raises:
+      ValueError: sizes whose product is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [sizes[axis] for axis in AXES]
+    asked = " ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise ValueError(f"{asked}: sizes must be at least 1, or -1 for one of them")
+    if -1 in shape:
+        shape[shape.index(-1)] = max(1, len(devices) // -math.prod(shape))
+    if math.prod(shape) != len(devices):
+        raise ValueError(f"{asked}: the product must be the number of devices, {len(devices)}")
+    # Auto axes: Linen layers know no sharding, and make_mesh would choose Explicit ones.
+    return jax.make_mesh(tuple(shape), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))

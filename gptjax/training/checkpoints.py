@@ -1,0 +1,216 @@
+"""Checkpoints of a run, through Orbax: written in the background, atomic, verified, the last few and the best kept.
+
+A checkpoint is a folder `checkpoints/STEP`. Orbax writes it under a temporary name and renames it; then `manifest.json`
+is renamed into it, with the hash of every file. A folder without a manifest was interrupted and does not count; one whose
+files do not match its manifest is damaged and is passed over, aloud.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import sys
+import threading
+from typing import Any, NamedTuple
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from gptjax.array_types import Params
+from gptjax.training.state import TrainState
+
+MANIFEST = "manifest.json"
+BEST = "best.json"
+# Orbax reports each save in several lines, and retries that the fall-back here reports in one.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Restored(NamedTuple):
+    """A checkpoint read back: the state, and what was saved beside it."""
+
+    state: TrainState
+    record: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Args:
+      path: the folder `checkpoints` of the workdir; made by the first save.
+      keep: how many of the latest to keep; the best, if one is recorded, stays besides.
+    """
+
+    def __init__(self, path: pathlib.Path, keep: int = 3):
+        self.path = path.absolute()  # Orbax refuses relative paths
+        self.keep = keep
+        self._writer: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def steps(self) -> list[int]:
+        """The steps of whole checkpoints, ascending."""
+        return sorted(int(m.parent.name) for m in self.path.glob(f"*/{MANIFEST}") if m.parent.name.isdigit())
+
+    def save(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
+        """Copies `state` off the devices and writes it in the background; first waits for the save before.
+
+        Args:
+          step: the number of updates made.
+          state: the state; may be donated to the next step as soon as this returns.
+          record: anything JSON can hold, read back with the state.
+
+        Raises:
+          OSError: the disk is full or not writable; also raised by `wait` for a save that failed in the background.
+        """
+        self.wait()
+        if step in self.steps():
+            return
+        target = self.path / str(step)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in [target, *self.path.glob(f"{step}.*")]:  # of an interrupted save of this step
+            shutil.rmtree(leftover, ignore_errors=True)
+        items = {"params": state.params, "ema": state.ema, "training": state._replace(params={}, ema=None)}
+        if jax.default_backend() == "cpu":
+            # Orbax would write from the very memory that the next step overwrites.
+            items = jax.tree.map(lambda x: x.copy(), items)
+        response = ocp.save_checkpointables_async(target, {k: v for k, v in items.items() if v is not None})
+        self._writer = threading.Thread(target=self._finish, args=(target, response, {"step": step, "record": record}))
+        self._writer.start()
+
+    def _finish(self, target: pathlib.Path, response: Any, manifest: dict[str, Any]) -> None:
+        try:
+            response.result()
+            files = [file for file in sorted(target.rglob("*")) if file.is_file()]
+            manifest["files"] = {str(file.relative_to(target)): _digest(file) for file in files}
+            write_json(target / MANIFEST, manifest)
+            self._delete_old()
+        except BaseException as error:  # raised again by wait(), in the thread that trains
+            self._error = error
+
+    def _delete_old(self) -> None:
+        best = self.best()
+        for step in self.steps()[: -self.keep]:
+            if best is None or step != best["step"]:
+                # The manifest goes first: a half-deleted checkpoint must not look whole.
+                (self.path / str(step) / MANIFEST).unlink()
+                shutil.rmtree(self.path / str(step))
+
+    def wait(self) -> None:
+        """Returns when the save in the background is done; raises what it raised."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def best(self) -> dict[str, Any] | None:
+        """The recorded best checkpoint, {"step", "eval/loss"}, or None."""
+        path = self.path / BEST
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def record_best(self, step: int, loss: float) -> None:
+        """Records `step` as the best if `loss` is lower than the best so far; its save must be done (`wait`)."""
+        best = self.best()
+        if best is None or loss < best["eval/loss"] or best["step"] not in self.steps():
+            write_json(self.path / BEST, {"step": step, "eval/loss": loss})
+            self._delete_old()
+
+    def verify(self, step: int) -> dict[str, Any]:
+        """Reads the manifest of `step` and compares the hash of every file with it.
+
+        Raises:
+          ValueError: a file is missing or differs.
+        """
+        folder = self.path / str(step)
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, digest in manifest["files"].items():
+            if not (folder / name).exists():
+                raise ValueError(f"{folder / name} is missing")
+            if _digest(folder / name) != digest:
+                raise ValueError(f"{folder / name} is damaged: its hash is not the one in {MANIFEST}")
+        return manifest
+
+    def restore(self, abstract: TrainState) -> Restored | None:
+        """Loads the latest checkpoint that is whole, passing over damaged ones with a line on stderr.
+
+        Args:
+          abstract: shapes, dtypes and shardings of the state to load.
+
+        Returns:
+          None if there is no checkpoint.
+
+        Raises:
+          ValueError: there are checkpoints, and all are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            manifest = self._verified(step)
+            if manifest is None:
+                continue
+            targets = {
+                "params": abstract.params,
+                "ema": abstract.ema,
+                "training": abstract._replace(params={}, ema=None),
+            }
+            targets = {name: target for name, target in targets.items() if target is not None}
+            items = ocp.load_checkpointables(self.path / str(step), targets)
+            state = items["training"]._replace(params=items["params"], ema=items.get("ema"))
+            # Later ones are damaged: the run writes them again.
+            for damaged in steps[steps.index(step) + 1 :]:
+                shutil.rmtree(self.path / str(damaged))
+            best = self.best()
+            if best is not None and best["step"] not in self.steps():
+                (self.path / BEST).unlink()
+            return Restored(state, manifest["record"])
+        if steps:
+            raise ValueError(f"every checkpoint in {self.path} is damaged")
+        return None
+
+    def restore_params(self, abstract: Params, step: int | None = None) -> tuple[int, Params]:
+        """Loads parameters alone: the moving average if the run kept one, of `step` or the best or else the latest.
+
+        Args:
+          abstract: shapes, dtypes and shardings.
+          step: None for the best recorded checkpoint, else the latest.
+
+        Returns:
+          (step, params).
+
+        Raises:
+          ValueError: no such checkpoint, or it is damaged and there is none before it.
+        """
+        steps = self.steps()
+        best = self.best()
+        if step is None and best is not None and best["step"] in steps:
+            candidates = [best["step"], *reversed([s for s in steps if s != best["step"]])]
+        else:
+            candidates = [s for s in reversed(steps) if step in (None, s)]
+        for candidate in candidates:
+            if self._verified(candidate) is not None:
+                name = "ema" if (self.path / str(candidate) / "ema").exists() else "params"
+                return candidate, ocp.load_checkpointables(self.path / str(candidate), {name: abstract})[name]
+        raise ValueError(f"{self.path} holds no whole checkpoint" + (f" of step {step}" if step is not None else ""))
+
+    def _verified(self, step: int) -> dict[str, Any] | None:
+        try:
+            return self.verify(step)
+        except (OSError, ValueError) as error:
+            print(f"checkpoint {step} is passed over: {error}", file=sys.stderr)
+            return None
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _digest(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

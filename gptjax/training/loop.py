@@ -1,0 +1,225 @@
+"""The training loop: steps, logged metrics, checkpoints and evaluations, and a clean stop at any moment."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gptjax.array_types import Batch, Metrics, Params
+from gptjax.training.checkpoints import Checkpoints
+from gptjax.training.metrics import MetricsWriter
+from gptjax.training.state import TrainState
+from gptjax.training.throughput import peak_memory_bytes
+
+
+class LoopSettings(NamedTuple):
+    """When things happen. A period of 0 is never, but the last step always logs, saves and evaluates.
+
+    Attributes:
+      num_train_steps, log_every_steps, eval_every_steps, checkpoint_every_steps: in steps.
+      max_minutes: stop, with the state saved, after this long; 0 for no limit.
+      profile_steps: (first, last) steps to trace, or None.
+    """
+
+    num_train_steps: int
+    log_every_steps: int
+    eval_every_steps: int
+    checkpoint_every_steps: int
+    max_minutes: float
+    profile_steps: tuple[int, int] | None
+
+
+class Totals(NamedTuple):
+    """What a run has used so far; continues over resumes."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class Diverged(Exception):
+    """The loss is no longer finite."""
+
+
+class Functions(NamedTuple):
+    """What the loop calls.
+
+    Attributes:
+      train_step: (state, batch) -> (state, metrics), compiled, its state donated.
+      probe: (params, batch) -> loss of a part of the batch; a state is saved only if it is finite.
+      evaluate: params -> {"eval/...": number}.
+      progress: called with (step, line) after each step.
+    """
+
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    probe: Callable[[Params, Batch], float]
+    evaluate: Callable[[Params], dict[str, float]]
+    progress: Callable[[int, dict[str, float]], None]
+
+
+class StopSignals:
+    """Within it, SIGTERM and Ctrl-C set `received` instead of ending the process; a second one ends it at once."""
+
+    received: int = 0
+
+    def __enter__(self) -> "StopSignals":
+        self._old = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, self._old[number])
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+class Loop:
+    """One run, from the state it is given to the last step or a reason to stop.
+
+    Args:
+      functions: what to call.
+      settings: when.
+      checkpoints, writer: where states and metrics go.
+      flops_per_token, peak_flops: for `perf/flops` and `perf/mfu`.
+      trace_dir: where a profile goes.
+    """
+
+    def __init__(
+        self,
+        functions: Functions,
+        settings: LoopSettings,
+        checkpoints: Checkpoints,
+        writer: MetricsWriter,
+        *,
+        flops_per_token: int,
+        peak_flops: float,
+        trace_dir: str,
+    ):
+        self.functions, self.settings = functions, settings
+        self.checkpoints, self.writer = checkpoints, writer
+        self.flops_per_token, self.peak_flops, self.trace_dir = flops_per_token, peak_flops, trace_dir
+
+    def run(self, state: TrainState, batches: Iterator[Batch], record: dict[str, Any]) -> tuple[TrainState, int]:
+        """Trains until the last step, a signal, or the time limit; whatever it ends with is saved.
+
+        Args:
+          state: donated.
+          batches: global batches on the devices, the first being number `state.step`.
+          record: what `Checkpoints.restore` returned, or {} at the start.
+
+        Returns:
+          (the last state, 0 or the number of the signal that stopped it; SIGTERM's for the time limit).
+
+        Raises:
+          Diverged: the loss became NaN or infinite; says at which step and what the last good checkpoint is.
+        """
+        s = self.settings
+        self.totals = Totals(**record.get("totals", {}))
+        self.seen = self.totals  # at the last logged line, for the throughput since
+        self.clock = time.perf_counter()
+        deadline = time.monotonic() + s.max_minutes * 60 if s.max_minutes else math.inf
+        step = int(state.step)
+        pending: tuple[int, Metrics] | None = None
+        with StopSignals() as signals:
+            try:
+                if record and step not in self.writer.steps and record["line"]:
+                    # Killed between the save of this step and its line.
+                    self._finish(step, state, record["line"])
+                while step < s.num_train_steps and not (signals.received or time.monotonic() > deadline):
+                    batch = next(batches)
+                    self._profile(step + 1)
+                    state, metrics = self.functions.train_step(state, batch)
+                    step += 1
+                    # The step before is looked at while this one runs, so that the device never waits for the log.
+                    if pending is not None:
+                        self._log(*self._settle(*pending))
+                    pending = step, metrics
+                    stop = signals.received or time.monotonic() > deadline or step == s.num_train_steps
+                    if stop or self._due(step, s.checkpoint_every_steps) or self._due(step, s.eval_every_steps):
+                        _, line = self._settle(*pending)
+                        pending = None
+                        self._save(step, state, batch, line)
+                        self._finish(step, state, line)
+            finally:
+                self.checkpoints.wait()
+                if getattr(batches, "close", None):
+                    batches.close()  # type: ignore[attr-defined]
+        if step == s.num_train_steps:
+            return state, 0
+        return state, signals.received or signal.SIGTERM
+
+    def _due(self, step: int, every: int) -> bool:
+        return step == self.settings.num_train_steps or (every > 0 and step % every == 0)
+
+    def _settle(self, step: int, metrics: Metrics) -> tuple[int, dict[str, float]]:
+        """Waits for a step's metrics, counts its tokens, and refuses a loss that is not finite."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        now = time.perf_counter()
+        tokens = self.totals.tokens + int(values.pop("tokens"))
+        self.totals = Totals(tokens, self.totals.seconds + now - self.clock)
+        self.clock = now
+        line = {f"train/{name}": value for name, value in values.items()}
+        line["train/tokens"] = tokens
+        rate = (tokens - self.seen.tokens) / max(self.totals.seconds - self.seen.seconds, 1e-9)
+        line |= {
+            "time/seconds": self.totals.seconds,
+            "perf/tokens_per_second": rate,
+            "perf/mfu": rate * self.flops_per_token / self.peak_flops,
+            "perf/flops": float(tokens * self.flops_per_token),
+            "perf/peak_memory_bytes": peak_memory_bytes(),
+        }
+        self.functions.progress(step, line)
+        if not math.isfinite(values["loss"]):
+            self.writer.write(step, line)
+            raise Diverged(f"the loss of step {step} is {values['loss']}")
+        return step, line
+
+    def _log(self, step: int, line: dict[str, float]) -> None:
+        if self._due(step, self.settings.log_every_steps):
+            self.writer.write(step, line)
+            self.seen = self.totals
+
+    def _save(self, step: int, state: TrainState, batch: Batch, line: dict[str, float]) -> None:
+        """Saves, unless the loss with the new parameters is not finite."""
+        loss = self.functions.probe(state.params, batch)
+        if not math.isfinite(loss):
+            self._log(step, line)
+            raise Diverged(f"the loss after step {step} is {loss}")
+        self.checkpoints.save(step, state, {"totals": self.totals._asdict(), "line": line})
+
+    def _finish(self, step: int, state: TrainState, line: dict[str, float]) -> None:
+        """Evaluates if it is time, after the save of this step and before its line; a resume may come here again."""
+        if self._due(step, self.settings.eval_every_steps):
+            results = self.functions.evaluate(state.params if state.ema is None else state.ema)
+            self.checkpoints.wait()
+            if math.isfinite(results["eval/loss"]):
+                self.checkpoints.record_best(step, results["eval/loss"])
+            self.writer.write(step, line | results)
+            self.seen = self.totals
+        else:
+            self._log(step, line)
+        self.clock = time.perf_counter()  # evaluation is not training time
+
+    def _profile(self, step: int) -> None:
+        if self.settings.profile_steps is not None:
+            first, last = self.settings.profile_steps
+            if step == first:
+                jax.profiler.start_trace(self.trace_dir)
+            elif step == last + 1:
+                jax.profiler.stop_trace()
+
+
+def device_batches(batches: Iterator[dict[str, np.ndarray]], sharding: Any) -> Iterator[Batch]:
+    """Puts this process's rows of each batch on the devices, as one global array over all processes."""
+    try:
+        for batch in batches:
+            yield {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+    finally:
+        if hasattr(batches, "close"):
+            batches.close()

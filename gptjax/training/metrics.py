@@ -1,0 +1,59 @@
+"""Logged metrics: one JSON line a step in `metrics.jsonl`, and TensorBoard events of the same numbers."""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+
+class MetricsWriter:
+    """Appends to the metrics of a workdir.
+
+    Args:
+      workdir: an existing folder.
+      last_step: lines past it are cut, with a torn last line, so that after a resume each step appears once.
+    """
+
+    def __init__(self, workdir: pathlib.Path, last_step: int):
+        from tensorboardX import SummaryWriter  # here, because it is slow to import and only this class needs it
+
+        self.path = workdir / "metrics.jsonl"
+        lines = [line for line in read_metrics(self.path) if line["step"] <= last_step]
+        temporary = self.path.with_name(".metrics.jsonl.tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        temporary.rename(self.path)
+        self.steps = {line["step"] for line in lines}
+        self._file = self.path.open("a")
+        self._events = SummaryWriter(str(workdir / "events"), purge_step=last_step + 1, flush_secs=10)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes one line; a number that is not finite becomes null."""
+        line: dict[str, Any] = {"step": step}
+        line |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self.steps.add(step)
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes both files to disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, in order; a torn last line is left out, a missing file has none."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    parsed = [json.loads(line) for line in lines[:-1]]
+    if lines:
+        try:
+            parsed.append(json.loads(lines[-1]))
+        except json.JSONDecodeError:  # the writer was killed inside it
+            pass
+    return parsed

@@ -1,0 +1,135 @@
+"""One training step and one evaluation step: pure functions to be jitted over a mesh."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gptjax.array_types import Array, Batch, Metrics, Params
+from gptjax.models import GPT
+from gptjax.training.losses import cross_entropy
+from gptjax.training.optimizers import learning_rate, make_optimizer
+from gptjax.training.state import TrainState
+
+
+class StepSettings(NamedTuple):
+    """What is compiled into a step.
+
+    Attributes:
+      optimizer, schedule: names in `optimizers`.
+      num_train_steps: the schedule's length.
+      accumulation_steps: micro-batches a step, summed to the whole batch's gradient.
+      clip_norm: greatest global norm of the gradient, 0 for no clipping.
+      z_loss: coefficient, 0 for none.
+      ema_decay: of the moving average of the parameters, 0 for none.
+      skip_spikes: updates whose loss lies this many deviations above its moving mean are skipped, 0 for never.
+      use_dropout: False compiles no dropout; True applies `state.hyper.dropout`.
+    """
+
+    optimizer: str
+    schedule: str
+    num_train_steps: int
+    accumulation_steps: int
+    clip_norm: float
+    z_loss: float
+    ema_decay: float
+    skip_spikes: float
+    use_dropout: bool
+
+
+def loss_sum(
+    model: GPT, params: Params, batch: Batch, *, z_loss: float = 0.0, dropout: tuple[Array, Array] | None = None
+) -> tuple[Array, Array]:
+    """Sum of the loss over a batch's targets: (with z-loss, without), in nats; `dropout` is (rate, key)."""
+    logits = model.apply(
+        {"params": params},
+        batch["inputs"],
+        positions=batch["positions"],
+        segment_ids=batch["segment_ids"],
+        dropout_rate=dropout and dropout[0],
+        rngs=dropout and {"dropout": dropout[1]},
+    )
+    return cross_entropy(logits, batch["targets"], batch["loss_weights"], z_loss)
+
+
+def make_train_step(model: GPT, s: StepSettings) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Builds `train_step(state, batch) -> (state, metrics)`, to be jitted with its state donated."""
+
+    def gradient(state: TrainState, batch: Batch, total: Array) -> tuple[Array, Params]:
+        """Mean loss and its gradient, over micro-batches: each sum is divided by the whole batch's count of targets."""
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+        def micro_gradient(micro: Batch, index: Array | int) -> tuple[Array, Params]:
+            dropout = (state.hyper.dropout, jax.random.fold_in(key, index)) if s.use_dropout else None
+
+            def loss_fn(params: Params) -> tuple[Array, Array]:
+                loss, nll = loss_sum(model, params, micro, z_loss=s.z_loss, dropout=dropout)
+                return loss / total, nll / total
+
+            grads, nll = jax.grad(loss_fn, has_aux=True)(state.params)
+            return nll, grads
+
+        if s.accumulation_steps == 1:
+            return micro_gradient(batch, 0)
+        # Micro-batch i takes every n-th row, so that each device keeps its own rows.
+        micros = jax.tree.map(lambda x: x.reshape(-1, s.accumulation_steps, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(sums: tuple[Array, Params], micro: tuple[Batch, Array]) -> tuple[tuple[Array, Params], None]:
+            return jax.tree.map(jnp.add, sums, micro_gradient(*micro)), None
+
+        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        return jax.lax.scan(add, zeros, (micros, jnp.arange(s.accumulation_steps)))[0]
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        tokens = jnp.sum(batch["loss_weights"])
+        loss, grads = gradient(state, batch, jnp.maximum(tokens, 1.0))
+        grad_norm = optax.tree.norm(grads)
+        if s.clip_norm:
+            scale = jnp.minimum(1.0, s.clip_norm / (grad_norm + 1e-6))
+            grads = jax.tree.map(lambda g: g * scale, grads)
+        rate = learning_rate(state.step, s.schedule, s.num_train_steps, state.hyper)
+        updates, opt_state = make_optimizer(s.optimizer, rate, state.hyper).update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if s.ema_decay:
+            ema = jax.tree.map(lambda old, new: s.ema_decay * old + (1 - s.ema_decay) * new, ema, params)
+        new = state._replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+        metrics = {"loss": loss, "tokens": tokens, "grad_norm": grad_norm, "learning_rate": rate}
+        if s.skip_spikes:
+            new, metrics["skipped"] = skip_spike(state, new, loss, s.skip_spikes)
+        return new, metrics
+
+    return train_step
+
+
+def skip_spike(old: TrainState, new: TrainState, loss: Array, deviations: float) -> tuple[TrainState, Array]:
+    """Keeps `old`'s parameters and moments where `loss` is a spike.
+
+    A spike lies more than `deviations` standard deviations above the moving mean of the losses of the last 100 or so
+    steps; the first 100 steps, while the statistics settle, are never skipped. The step still counts, so the batch is
+    passed over.
+
+    Returns:
+      (the state to go on with, 1.0 where the update was skipped).
+    """
+    deviation = jnp.sqrt(old.loss_variance)
+    spike = (old.step >= 100) & (loss > old.loss_mean + deviations * deviation)
+    kept = jax.tree.map(lambda a, b: jnp.where(spike, a, b), old, new)
+    rate = jnp.where(spike, 0.0, jnp.maximum(0.01, 1.0 / (old.step + 1)))
+    difference = loss - old.loss_mean
+    return kept._replace(
+        step=new.step,
+        loss_mean=old.loss_mean + rate * difference,
+        loss_variance=(1 - rate) * (old.loss_variance + rate * jnp.square(difference)),
+    ), spike.astype(jnp.float32)
+
+
+def make_eval_step(model: GPT) -> Callable[[Params, Batch], Metrics]:
+    """Builds `eval_step(params, batch) -> {"loss_sum", "tokens"}`: nats over the batch's targets, and their count."""
+
+    def eval_step(params: Params, batch: Batch) -> Metrics:
+        return {"loss_sum": loss_sum(model, params, batch)[1], "tokens": jnp.sum(batch["loss_weights"])}
+
+    return eval_step

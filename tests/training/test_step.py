@@ -1,0 +1,270 @@
+"""Properties of the training step: equal computations are equal, and numbers that vary are not compiled in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gptjax.distributed.mesh import make_mesh
+from gptjax.distributed.sharding import batch_sharding, tree_shardings
+from gptjax.models import make_model
+from gptjax.training.losses import cross_entropy
+from gptjax.training.optimizers import Hyperparameters, decay_mask, learning_rate, parameter_labels
+from gptjax.training.state import init_state
+from gptjax.training.step import StepSettings, make_train_step, skip_spike
+
+HYPER = Hyperparameters(
+    *(
+        np.float32(x)
+        for x in dict(lr=1e-2, warmup=2, final=0.1, decay=0.1, b1=0.9, b2=0.99, momentum=0.95, drop=0.1).values()
+    )
+)
+SETTINGS = StepSettings("adamw", "cosine", 20, 1, 1.0, 0.0, 0.0, 0.0, False)
+
+
+def state_of(model, settings=SETTINGS, seed=0, hyper=HYPER):
+    return jax.jit(
+        lambda seed: init_state(model, settings.optimizer, hyper, seed, jnp.float32(1), ema=settings.ema_decay > 0)
+    )(np.uint32(seed))
+
+
+def batch_of(sizes, rows=8, seed=0):
+    """Packed rows with documents of random lengths and uneven padding, so that rows hold unequal counts of targets."""
+    rng = np.random.default_rng(seed)
+    length = sizes["max_seq_len"]
+    segments = np.cumsum(rng.random((rows, length)) < 0.15, axis=1, dtype=np.int32) + 1
+    for row, padding in enumerate(rng.integers(0, length - 2, rows)):
+        segments[row, length - padding :] = 0
+    positions = np.zeros((rows, length), np.int32)
+    for t in range(1, length):
+        positions[:, t] = np.where(segments[:, t] == segments[:, t - 1], positions[:, t - 1] + 1, 0)
+    return {
+        "inputs": rng.integers(0, sizes["vocab_size"], (rows, length), np.int32),
+        "targets": rng.integers(0, sizes["vocab_size"], (rows, length), np.int32),
+        "segment_ids": segments,
+        "positions": positions,
+        "loss_weights": (segments > 0).astype(np.float32),
+    }
+
+
+def assert_trees_close(a, b, tolerance):
+    """Each tensor agrees to `tolerance` of its largest entry, or of a thousandth of the largest of all.
+
+    The gradient of a key bias is zero but for rounding: it has no scale of its own.
+    """
+    floor = 1e-3 * max(np.abs(x).max() for x in jax.tree.leaves(a))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * max(np.abs(x).max(), floor)), a, b
+    )
+
+
+def gradient_step(model, accumulation_steps=1, rows=None, **settings):
+    """One step of plain gradient descent in disguise: Adam's first moment holds (1 - beta1) times the gradient."""
+    s = SETTINGS._replace(accumulation_steps=accumulation_steps, clip_norm=0.0, **settings)
+    return jax.jit(make_train_step(model, s))
+
+
+def moments(state):
+    return jax.tree.leaves(state.opt_state[0].mu)
+
+
+def test_accumulation_gives_the_whole_batch_gradient(sizes):
+    model = make_model("gpt", **sizes)
+    batch, state = batch_of(sizes), state_of(model)
+    whole, metrics = gradient_step(model)(state, batch)
+    for n in (2, 4, 8):
+        parts, part_metrics = gradient_step(model, n)(state, batch)
+        np.testing.assert_allclose(part_metrics["loss"], metrics["loss"], rtol=1e-5)
+        np.testing.assert_allclose(part_metrics["grad_norm"], metrics["grad_norm"], rtol=1e-5)
+        assert part_metrics["tokens"] == metrics["tokens"]
+        assert_trees_close(moments(whole), moments(parts), 1e-5)
+
+
+def test_packed_rows_give_the_gradient_of_padded_rows(sizes):
+    """Each document in a row of its own, padded, weighs the same as several packed into one."""
+    model = make_model("gpt", **sizes)
+    batch, state = batch_of(sizes, rows=3), state_of(model)
+    rows = []
+    for row in range(3):
+        for segment in range(1, batch["segment_ids"][row].max() + 1):
+            chosen = batch["segment_ids"][row] == segment
+            padded = {name: np.zeros_like(x[0]) for name, x in batch.items()}
+            for name, x in batch.items():
+                padded[name][: chosen.sum()] = x[row][chosen]
+            rows.append(padded)
+    padded = {name: np.stack([row[name] for row in rows]) for name in batch}
+    one, one_metrics = gradient_step(model)(state, batch)
+    two, two_metrics = gradient_step(model)(state, padded)
+    np.testing.assert_allclose(one_metrics["loss"], two_metrics["loss"], rtol=1e-5)
+    assert_trees_close(moments(one), moments(two), 1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("shape", [(4, 1, 1, 1), (1, 4, 1, 1), (2, 1, 2, 1), (1, 2, 1, 2)], ids=str)
+def test_the_step_is_the_same_on_every_mesh(sizes, shape, optimizer):
+    model = make_model("gpt", **(sizes | {"vocab_size": 64}))
+    settings = SETTINGS._replace(optimizer=optimizer, use_dropout=True)
+    state, batch = state_of(model, settings), batch_of(sizes)
+    step = make_train_step(model, settings)
+    plain, plain_metrics = jax.jit(step)(state, batch)
+    mesh = make_mesh(dict(zip(("data", "fsdp", "tensor", "context"), shape, strict=True)))
+    shardings = tree_shardings(state, mesh)
+    sharded = jax.device_put(state, shardings)
+    result, metrics = jax.jit(step, out_shardings=(shardings, None))(
+        sharded, {name: jax.device_put(x, batch_sharding(mesh)) for name, x in batch.items()}
+    )
+    np.testing.assert_allclose(metrics["loss"], plain_metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], plain_metrics["grad_norm"], rtol=1e-5)
+    if optimizer == "adamw":
+        assert_trees_close(moments(plain), moments(result), 1e-5)
+    up = result.params["blocks"]["mlp"]["up"]["kernel"]
+    assert up.addressable_shards[0].data.size == up.size // (mesh.shape["fsdp"] * mesh.shape["tensor"])
+
+
+def test_varying_numbers_does_not_recompile_and_vmaps_over_runs(sizes):
+    model = make_model("gpt", **sizes)
+    settings = SETTINGS._replace(use_dropout=True)
+    step = jax.jit(make_train_step(model, settings))
+    batch = batch_of(sizes)
+    hypers = [HYPER, HYPER._replace(learning_rate=np.float32(1e-3), dropout=np.float32(0.3), beta1=np.float32(0.8))]
+    states = [state_of(model, settings, seed, hyper) for seed, hyper in enumerate(hypers)]
+    alone = [step(state, batch) for state in states]
+    assert step._cache_size() == 1
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    _, metrics = jax.jit(jax.vmap(make_train_step(model, settings), in_axes=(0, None)))(stacked, batch)
+    for run, (_, alone_metrics) in enumerate(alone):
+        np.testing.assert_allclose(metrics["loss"][run], alone_metrics["loss"], rtol=1e-5)
+        np.testing.assert_allclose(metrics["learning_rate"][run], alone_metrics["learning_rate"], rtol=1e-6)
+    assert alone[0][1]["loss"] != alone[1][1]["loss"]
+
+
+def test_adamw_equals_optax_with_a_schedule(sizes):
+    """The whole step against a reference written with optax's own adamw, clip and schedule."""
+    model = make_model("gpt", **sizes)
+    batch, state = batch_of(sizes), state_of(model)
+    step = jax.jit(make_train_step(model, SETTINGS))
+    schedule = optax.join_schedules(
+        [optax.linear_schedule(1e-2 / 2, 1e-2, 1), optax.cosine_decay_schedule(1e-2, 17, alpha=0.1)], [1]
+    )
+    tx = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(lambda n: schedule(n), 0.9, 0.99, weight_decay=0.1, mask=decay_mask)
+    )
+
+    @jax.jit
+    def reference(params, opt_state):
+        def loss(params):
+            logits = model.apply(
+                {"params": params}, batch["inputs"], positions=batch["positions"], segment_ids=batch["segment_ids"]
+            )
+            nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+            return jnp.sum(nll * batch["loss_weights"]) / jnp.sum(batch["loss_weights"])
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return value, optax.apply_updates(params, updates), opt_state
+
+    params, opt_state = state.params, tx.init(state.params)
+    for n in range(4):
+        value, params, opt_state = reference(params, opt_state)
+        state, metrics = step(state, batch)
+        np.testing.assert_allclose(metrics["loss"], value, rtol=1e-4)
+        if n < 1:
+            np.testing.assert_allclose(metrics["learning_rate"], schedule(n), rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_lowers_the_loss(sizes, optimizer):
+    model = make_model("gpt", **sizes)
+    settings = SETTINGS._replace(optimizer=optimizer, num_train_steps=40)
+    state, batch = state_of(model, settings), batch_of(sizes)
+    step = jax.jit(make_train_step(model, settings), donate_argnums=0)
+    losses = []
+    for _ in range(40):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] / 2
+
+
+def test_muon_updates_hidden_matrices_only(sizes):
+    model = make_model("gpt", **(sizes | {"tie_embeddings": False}))
+    labels = jax.tree_util.tree_leaves_with_path(parameter_labels(state_of(model).params))
+    muon = {"/".join(key.key for key in path) for path, label in labels if label == "muon"}
+    assert muon == {f"blocks/attention/{name}/kernel" for name in ("query", "key", "value", "out")} | {
+        "blocks/mlp/up/kernel",
+        "blocks/mlp/down/kernel",
+    }
+
+
+def test_muon_orthogonalises_each_layer_as_one_matrix(sizes):
+    model = make_model("gpt", **(sizes | {"num_kv_heads": 4}))
+    # No decay, one step: the update is the orthogonalised gradient, scaled by 0.2 sqrt(max(m, n)) times the rate.
+    settings = SETTINGS._replace(optimizer="muon", clip_norm=0.0)
+    hyper = HYPER._replace(weight_decay=np.float32(0), warmup_steps=np.float32(0))
+    state = state_of(model, settings, hyper=hyper)
+    new, metrics = jax.jit(make_train_step(model, settings))(state, batch_of(sizes))
+    update = (
+        new.params["blocks"]["attention"]["query"]["kernel"] - state.params["blocks"]["attention"]["query"]["kernel"]
+    )
+    for layer in np.asarray(update):
+        matrix = layer.reshape(sizes["embed_dim"], -1) / (
+            0.2 * sizes["embed_dim"] ** 0.5 * float(metrics["learning_rate"])
+        )
+        singular = np.linalg.svd(matrix, compute_uv=False)
+        assert singular.max() < 1.3 and np.median(singular) > 0.6
+
+
+def test_weight_decay_spares_biases_and_norms(sizes):
+    mask = jax.tree_util.tree_leaves_with_path(decay_mask(state_of(make_model("gpt", **sizes)).params))
+    for path, decayed in mask:
+        assert decayed == (path[-1].key in ("kernel", "embedding"))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
+def test_schedules_at_their_corners(schedule):
+    hyper = HYPER._replace(learning_rate=np.float32(1), warmup_steps=np.float32(10), final_fraction=np.float32(0.1))
+    rates = np.array([learning_rate(step, schedule, 101, hyper) for step in range(101)])
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10, rtol=1e-6)
+    np.testing.assert_allclose(rates[10], 1, rtol=1e-6)
+    np.testing.assert_allclose(rates[100], 1 if schedule == "constant" else 0.1, rtol=1e-5)
+    assert (np.diff(rates[10:]) <= 1e-7).all()
+    if schedule == "wsd":
+        np.testing.assert_allclose(rates[10:80], 1)
+
+
+def test_cross_entropy_equals_optax_and_masked_targets_have_no_gradient():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 5, 7)).astype(np.float32)
+    targets = rng.integers(0, 7, (2, 5))
+    weights = np.array([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]], np.float32)
+    loss, nll = cross_entropy(logits, targets, weights)
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    np.testing.assert_allclose(nll, (expected * weights).sum(), rtol=1e-6)
+    assert loss == nll
+    gradient = jax.grad(lambda x: cross_entropy(x, targets, weights, 1e-2)[0])(jnp.asarray(logits))
+    assert (np.asarray(gradient)[weights == 0] == 0).all()
+    assert (np.abs(np.asarray(gradient)[weights == 1]).max(-1) > 0).all()
+    z_loss = cross_entropy(logits, targets, weights, 1e-2)[0] - nll
+    np.testing.assert_allclose(z_loss, 1e-2 * (np.square(jax.nn.logsumexp(logits, -1)) * weights).sum(), rtol=1e-4)
+
+
+def test_ema_follows_the_parameters(sizes):
+    model = make_model("gpt", **sizes)
+    settings = SETTINGS._replace(ema_decay=0.9)
+    state = state_of(model, settings)
+    new, _ = jax.jit(make_train_step(model, settings))(state, batch_of(sizes))
+    expected = jax.tree.map(lambda old, p: 0.9 * old + 0.1 * p, state.params, new.params)
+    assert_trees_close(expected, new.ema, 1e-6)
+
+
+def test_a_loss_spike_is_passed_over(sizes):
+    model = make_model("gpt", **sizes)
+    old = state_of(model)._replace(step=jnp.int32(500), loss_mean=jnp.float32(2), loss_variance=jnp.float32(0.01))
+    new = old._replace(step=jnp.int32(501), params=jax.tree.map(lambda p: p + 1, old.params))
+    kept, skipped = skip_spike(old, new, jnp.float32(3), 5.0)
+    assert skipped == 1 and kept.step == 501 and kept.loss_mean == 2
+    jax.tree.map(np.testing.assert_array_equal, kept.params, old.params)
+    taken, skipped = skip_spike(old, new, jnp.float32(2.1), 5.0)
+    assert skipped == 0
+    np.testing.assert_allclose(taken.loss_mean, 2.001, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, taken.params, new.params)
