@@ -1,8 +1,10 @@
-"""placeholder"""
+"""placeholder."""
+
+from ml_collections import ConfigDict
 
 from configs import default
 
 
-def get_config():
-    config = default.get_config()
-    return config
+def get_config() -> ConfigDict:
+    """A small GPT-2 on the standard library."""
+    return default.get_config()

@@ -107,7 +107,8 @@ def hyperparameters(config: ConfigDict) -> Any:
 
     o = config.optimizer
     numbers = {name: o[name] for name in Hyperparameters._fields if name != "dropout"}
-    return Hyperparameters(**{k: np.float32(v) for k, v in (numbers | {"dropout": config.model.dropout}).items()})
+    scalars: dict[str, Any] = {k: np.float32(v) for k, v in (numbers | {"dropout": config.model.dropout}).items()}
+    return Hyperparameters(**scalars)
 
 
 def step_settings(config: ConfigDict) -> Any:

@@ -173,7 +173,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     def put(batch: dict[str, Any]) -> dict[str, Any]:
         return {name: jax.make_array_from_process_local_data(rows, x) for name, x in batch.items()}
 
-    def probe(params: Any, batch: dict[str, Any]) -> float:
+    def probe(params: Any, batch: Any) -> float:
         part = {name: jax.device_put(x[:micro_rows], rows) for name, x in batch.items()}
         return float(eval_step(params, part)["loss_sum"])
 

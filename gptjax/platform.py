@@ -15,9 +15,9 @@ XLA_FLAGS = (
     "--xla_cpu_prefer_vector_width=512",
 )
 # Every compiled program is kept, not only those that took a second: a run is many small programs.
-JAX_SETTINGS = {
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+JAX_SETTINGS: dict[str, float | int | str] = {
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
 }
 
 
@@ -38,14 +38,11 @@ def configure() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     chosen = [flag for flag in XLA_FLAGS if flag.split("=")[0] not in flags]
     os.environ["XLA_FLAGS"] = " ".join([*chosen, flags]).strip()
-    settings = JAX_SETTINGS | {"JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled")}
-    for name, value in settings.items():
-        if name not in os.environ:
-            os.environ[name] = value
+    for name, value in (JAX_SETTINGS | {"jax_compilation_cache_dir": str(cache_dir() / "compiled")}).items():
+        if name.upper() not in os.environ:
+            os.environ[name.upper()] = str(value)
             if "jax" in sys.modules:  # it has read its environment already
-                sys.modules["jax"].config.update(
-                    name.lower(), type(getattr(sys.modules["jax"].config, name.lower()))(value)
-                )
+                sys.modules["jax"].config.update(name, value)
     _keep_large_blocks()
 
 

@@ -1,4 +1,4 @@
-"""Settings of every test: four fake devices, full float32 products, warnings are errors."""
+"""Settings of every test: four fake devices, full float32 products."""
 
 import os
 import sys
@@ -9,19 +9,17 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("GPTJAX_CACHE", os.path.join(tempfile.gettempdir(), f"gptjax-tests-{os.getuid()}"))
 assert "jax" not in sys.modules
 
+import gptjax  # noqa: E402, F401 isort: skip - before jax
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-import gptjax  # noqa: E402, F401
-
 jax.config.update("jax_default_matmul_precision", "highest")
-
-SIZES = dict(
-    vocab_size=61, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, embed_dim=32, mlp_dim=48, max_seq_len=16
-)
 
 
 @pytest.fixture(scope="session")
 def sizes() -> dict:
     """A tiny model with grouped heads and an odd vocabulary."""
-    return dict(SIZES)
+    return dict(
+        vocab_size=61, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, embed_dim=32, mlp_dim=48, max_seq_len=16
+    )

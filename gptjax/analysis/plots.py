@@ -15,10 +15,10 @@ def plot_losses(lines: list[dict[str, Any]], path: pathlib.Path) -> None:
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, style in [("train/loss", {"linewidth": 1, "alpha": 0.7}), ("eval/loss", {"marker": "o"})]:
+    for name, marker in [("train/loss", ""), ("eval/loss", "o")]:
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), label=name, **style)
+            axes.plot(*zip(*points, strict=True), label=name, marker=marker)
     axes.set(xlabel="step", ylabel="loss (nats a token)")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ def evaluate(
     params: Params,
     batches: Iterator[dict[str, np.ndarray]],
     token_bytes: np.ndarray,
-    put: Callable[[dict[str, np.ndarray]], Batch],
+    put: Callable[[dict[str, np.ndarray]], Any],
 ) -> dict[str, float]:
     """Averages over every target of `batches`.
 

@@ -59,8 +59,10 @@ class GPT(nn.Module):
           (logits [B, T, V] in float32, the cache with `tokens` written).
         """
         x = self._embed(tokens, positions, None)
-        x, cache = self.blocks(x, cache_mask(positions, cache.key.shape[2]), cache=cache, positions=positions)
-        return self._logits(x), cache
+        mask = cache_mask(positions, cache.key.shape[2])
+        x, new_cache = self.blocks(x, mask, cache=cache, positions=positions)
+        assert new_cache is not None
+        return self._logits(x), new_cache
 
     def _embed(self, tokens: Array, positions: Array, dropout_rate: Array | None) -> Array:
         dtype = DTYPES[self.config.dtype]

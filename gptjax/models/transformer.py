@@ -165,8 +165,8 @@ class Blocks(nn.Module):
         if c.remat != "none":
             # Within a scan nothing can be merged across layers, so the barrier against it is not needed.
             apply_block = jax.checkpoint(apply_block, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
-        keys = None if dropout_rate is None else jax.random.split(self.make_rng("dropout"), c.num_layers)
-        layers = (self.variables["params"], keys, cache)
+        dropout_keys = None if dropout_rate is None else jax.random.split(self.make_rng("dropout"), c.num_layers)
+        layers = (self.variables["params"], dropout_keys, cache)
         return (_scan if c.scan_layers else _unroll)(apply_block, x, layers, c.num_layers)
 
 
@@ -180,6 +180,6 @@ def _unroll(apply_block: Callable, x: Array, layers: Any, num_layers: int) -> tu
     columns = [jax.lax.split(leaf, (1,) * num_layers) for leaf in leaves]
     outputs = []
     for layer in range(num_layers):
-        x, output = apply_block(x, structure.unflatten([jnp.squeeze(column[layer], 0) for column in columns]))
+        x, output = apply_block(x, jax.tree.unflatten(structure, [jnp.squeeze(column[layer], 0) for column in columns]))
         outputs.append(output)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)

@@ -67,7 +67,7 @@ class StopSignals:
     received: int = 0
 
     def __enter__(self) -> "StopSignals":
-        self._old = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._old = {int(number): signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -1,5 +1,6 @@
 """Logged metrics: one JSON line a step in `metrics.jsonl`, and TensorBoard events of the same numbers."""
 
+import contextlib
 import json
 import math
 import os
@@ -52,8 +53,6 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines()
     parsed = [json.loads(line) for line in lines[:-1]]
     if lines:
-        try:
+        with contextlib.suppress(json.JSONDecodeError):  # the writer was killed inside it
             parsed.append(json.loads(lines[-1]))
-        except json.JSONDecodeError:  # the writer was killed inside it
-            pass
     return parsed

@@ -67,13 +67,15 @@ def learning_rate(step: Array, schedule: str, num_train_steps: int, hyper: Hyper
     return hyper.learning_rate * warmup * (hyper.final_fraction + (1 - hyper.final_fraction) * decay)
 
 
-def _matrix_axes(path: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    return next((axes for pattern, axes in MUON_MATRICES if re.search(pattern, path)), None)
+def _matrix(key_path: tuple[Any, ...]) -> optax.contrib.MuonDimensionNumbers | None:
+    path = path_of(key_path)
+    axes = next((axes for pattern, axes in MUON_MATRICES if re.search(pattern, path)), None)
+    return axes and optax.contrib.MuonDimensionNumbers(*axes)
 
 
 def parameter_labels(params: Params) -> Any:
     """'muon' for each hidden matrix, 'adamw' for every other parameter."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if _matrix_axes(path_of(path)) else "adamw", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if _matrix(path) else "adamw", params)
 
 
 def decay_mask(params: Params) -> Any:
@@ -103,9 +105,7 @@ def make_optimizer(name: str, rate: Array | float, hyper: Hyperparameters) -> op
         return adamw
 
     def matrices(params: Params) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: optax.contrib.MuonDimensionNumbers(*_matrix_axes(path_of(path))), params
-        )
+        return jax.tree_util.tree_map_with_path(lambda path, _: _matrix(path), params)
 
     # Not optax.contrib.muon: it labels by rank, decays biases, and gives the rest Nesterov's momentum.
     muon = optax.chain(

@@ -1,7 +1,7 @@
 """One training step and one evaluation step: pure functions to be jitted over a mesh."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def loss_sum(
     model: GPT, params: Params, batch: Batch, *, z_loss: float = 0.0, dropout: tuple[Array, Array] | None = None
 ) -> tuple[Array, Array]:
     """Sum of the loss over a batch's targets: (with z-loss, without), in nats; `dropout` is (rate, key)."""
-    logits = model.apply(
+    logits: Any = model.apply(
         {"params": params},
         batch["inputs"],
         positions=batch["positions"],

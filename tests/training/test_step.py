@@ -14,12 +14,7 @@ from gptjax.training.optimizers import Hyperparameters, decay_mask, learning_rat
 from gptjax.training.state import init_state
 from gptjax.training.step import StepSettings, make_train_step, skip_spike
 
-HYPER = Hyperparameters(
-    *(
-        np.float32(x)
-        for x in dict(lr=1e-2, warmup=2, final=0.1, decay=0.1, b1=0.9, b2=0.99, momentum=0.95, drop=0.1).values()
-    )
-)
+HYPER = Hyperparameters(*(np.float32(x) for x in (1e-2, 2, 0.1, 0.1, 0.9, 0.99, 0.95, 0.1)))
 SETTINGS = StepSettings("adamw", "cosine", 20, 1, 1.0, 0.0, 0.0, 0.0, False)
 
 

@@ -1,0 +1,165 @@
+"""Real training runs in processes of their own, for tests that start, kill and resume them."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent
+# A run of some seconds: many small steps, a save every few of them.
+TINY = {
+    "model.num_layers": 2,
+    "model.num_heads": 2,
+    "model.embed_dim": 32,
+    "model.max_seq_len": 32,
+    "model.dropout": 0.1,
+    "data.corpus": "text",
+    "data.tokenizer": "byte",
+    "data.validation_fraction": 0.1,
+    "train.num_train_steps": 120,
+    "train.batch_size": 8,
+    "train.accumulation_steps": 2,
+    "train.ema_decay": 0.9,
+    "train.log_every_steps": 1,
+    "eval.every_steps": 24,
+    "eval.max_batches": 4,
+    "eval.num_samples": 1,
+    "eval.sample_tokens": 8,
+    "checkpoint.every_steps": 6,
+}
+
+
+def write_corpus(folder: pathlib.Path) -> pathlib.Path:
+    """A generated text with some structure, the same everywhere."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 7))) for _ in range(50)]
+    path = folder / "corpus.txt"
+    path.write_text("\n".join(" ".join(rng.choices(words, k=12)) for _ in range(600)))
+    return path
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """The command line of one of our commands."""
+    return [sys.executable, "-m", f"experiments.{module}", *arguments]
+
+
+def train_command(workdir: pathlib.Path, corpus: pathlib.Path, **changes: object) -> list[str]:
+    """A tiny run; `changes` are config fields with `__` for the dot."""
+    fields = TINY | {"data.files": corpus} | {name.replace("__", "."): value for name, value in changes.items()}
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    return command("train", "--config", "configs/default.py", "--workdir", str(workdir), *overrides)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """One CPU device, whatever the tests themselves run with."""
+    return os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | changes
+
+
+def run(arguments: list[str], **changes: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end."""
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment(**changes), cwd=ROOT, timeout=300)
+
+
+def kill_when(arguments: list[str], workdir: pathlib.Path, seconds: float, *, in_save: bool) -> str:
+    """Starts a command and sends SIGKILL `seconds` after its first new metric, or inside the first save after that.
+
+    Returns:
+      where it was: 'finished', 'running' or 'saving'.
+    """
+    metrics = workdir / "metrics.jsonl"
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), cwd=ROOT
+    )
+    started = time.time()
+    try:
+        while process.poll() is None and not (metrics.exists() and metrics.stat().st_mtime > started):
+            time.sleep(0.002)
+        deadline = time.monotonic() + seconds
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        while process.poll() is None and in_save and not _saving(workdir):
+            pass
+        if process.poll() is not None:
+            return "finished"
+        where = "saving" if _saving(workdir) else "running"
+        process.kill()
+        return where
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _saving(workdir: pathlib.Path) -> bool:
+    """Whether a checkpoint is being written: a temporary folder, or one without its manifest."""
+    try:
+        folders = [p for p in (workdir / "checkpoints").iterdir() if p.is_dir()]
+    except FileNotFoundError:
+        return False
+    return any(not (p / "manifest.json").exists() for p in folders)
+
+
+def losses(workdir: pathlib.Path) -> list[tuple]:
+    """(step, losses ...) of every line; steps must be unique."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(set(steps)), "a step appears twice"
+    names = ("train/loss", "train/grad_norm", "train/tokens", "eval/loss", "eval/bits_per_byte")
+    return [(line["step"], *(line.get(name) for name in names)) for line in lines]
+
+
+def final_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Every array of the last checkpoint, by path."""
+    import jax
+    from orbax.checkpoint import v1 as ocp
+
+    from gptjax.training.checkpoints import Checkpoints
+
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    step = checkpoints.steps()[-1]
+    checkpoints.verify(step)
+    items = ocp.load_checkpointables(checkpoints.path / str(step), {"params": None, "ema": None, "training": None})
+    leaves = jax.tree_util.tree_leaves_with_path(items)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same_run(one: pathlib.Path, two: pathlib.Path) -> None:
+    """Bit for bit: every logged loss, and every array of the last checkpoint."""
+    assert losses(one) == losses(two)
+    a, b = final_arrays(one), final_arrays(two)
+    assert a.keys() == b.keys() and len(a) > 30
+    for path in a:
+        np.testing.assert_array_equal(a[path], b[path], err_msg=path)
+
+
+def crash_suite(folder: pathlib.Path, kills: int, seed: int = 0) -> dict[str, int]:
+    """Kills a run at random moments until `kills` have hit it, finishes it, and compares it with one left alone.
+
+    Every other kill waits for a save. When the run finishes before its kills are used up, it is started again from
+    nothing in a new workdir; every finished one is compared.
+
+    Returns:
+      how many kills came while 'running' and while 'saving', and how many runs were 'compared'.
+    """
+    corpus = write_corpus(folder)
+    alone = folder / "alone"
+    assert run(train_command(alone, corpus)).returncode == 0
+    rng = random.Random(seed)
+    counts = {"running": 0, "saving": 0, "compared": 0}
+    while counts["running"] + counts["saving"] < kills:
+        workdir = folder / f"killed-{counts['compared']}"
+        arguments = train_command(workdir, corpus)
+        where = ""
+        while where != "finished" and counts["running"] + counts["saving"] < kills:
+            where = kill_when(arguments, workdir, rng.uniform(0, 1.0), in_save=rng.random() < 0.5)
+            if where != "finished":
+                counts[where] += 1
+        finished = run(arguments)
+        assert finished.returncode == 0, finished.stderr
+        assert_same_run(alone, workdir)
+        counts["compared"] += 1
+    return counts
