@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from ml_collections import ConfigDict
 
 import configs
+from gptjax import platform
 
 CONFIGS = pathlib.Path(configs.__file__).parent
 USER_ERROR, DIVERGED = 2, 3
@@ -80,6 +81,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Calls `main` with the command line and exits with its code, translating errors into the contract above."""
+    platform.restart_with_malloc_settings()
     try:
         code = main(sys.argv[1:])
     except UserError as error:
