@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import gptjax  # noqa: F401 - settings of the platform, before jax
 from experiments import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -87,7 +86,8 @@ def measure(cell: str, dtype: str, rounds: int) -> dict[str, float]:
             worker.wait()
     tokens = sizes["batch_size"] * sizes["seq_len"]
     median = {system: statistics.median(times) for system, times in seconds.items()}
-    best = min(median["hf"], median["plain"])
+    faster = min(("hf", "plain"), key=median.__getitem__)
+    best = median[faster]
     ratios = sorted(
         min(a, b) / ours for ours, a, b in zip(seconds["gptjax"], seconds["hf"], seconds["plain"], strict=True)
     )
@@ -100,7 +100,7 @@ def measure(cell: str, dtype: str, rounds: int) -> dict[str, float]:
     print(
         f"({cell}) {dtype:<9} tokens/s over the best PyTorch: {best / median['gptjax']:.2f} (rounds {ratios[0]:.2f} to "
         f"{ratios[-1]:.2f}); peak memory over the faster's: "
-        f"{memory['gptjax'] / memory[min(('hf', 'plain'), key=median.__getitem__)]:.2f}, over the larger: {memory_ratio:.2f}",
+        f"{memory['gptjax'] / memory[faster]:.2f}, over the larger: {memory_ratio:.2f}",
         flush=True,
     )
     prefix = f"{cell}/{dtype}"

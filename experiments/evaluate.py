@@ -7,8 +7,8 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-import gptjax  # noqa: F401 - settings of the platform, before jax
 from experiments import cli
+from gptjax import platform
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +30,6 @@ def main(argv: Sequence[str]) -> int:
 
     import jax
 
-    from gptjax import platform
     from gptjax.data.pipeline import eval_batches, prepare
     from gptjax.evaluation.perplexity import evaluate
     from gptjax.training.step import make_eval_step
@@ -52,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
             cache_dir=platform.cache_dir() / "data",
         )
     batches = eval_batches(data, batch_size=arguments.batch_size, cross_document=d["cross_document"])
-    eval_step = jax.jit(make_eval_step(loaded.model))
+    options = platform.compiler_options(loaded.model.config.dtype)
+    eval_step = jax.jit(make_eval_step(loaded.model), compiler_options=options)
     results = evaluate(eval_step, loaded.params, batches, data.tokenizer.token_bytes, lambda batch: batch)
     print(
         f"step {loaded.step}: loss {results['eval/loss']:.4f} nats a token, perplexity {results['eval/perplexity']:.2f}, "

@@ -7,7 +7,6 @@ import pathlib
 import time
 from collections.abc import Sequence
 
-import gptjax  # noqa: F401 - settings of the platform, before jax
 from experiments import cli
 
 

@@ -3,10 +3,10 @@
 Typed again, it continues where it stopped, after whatever stopped it, or says that the run is finished.
 """
 
+import concurrent.futures
 import json
 import pathlib
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-import gptjax  # noqa: F401 - settings of the platform, before jax
 from experiments import build, cli
+from gptjax import platform
 from gptjax.training.metrics import read_metrics
 
 # Fields that may change between two starts of one run: they choose when it stops, not what it computes.
@@ -87,18 +87,11 @@ def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
     return bool(lines) and lines[-1]["step"] >= config.train.num_train_steps and (workdir / "loss.png").exists()
 
 
-class Background(threading.Thread):
-    """Imports modules that the first step does not need, while it compiles."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.start()
-
-    def run(self) -> None:
-        """Imports them."""
-        import grain  # noqa: F401
-        import tensorboardX  # noqa: F401
-        from orbax.checkpoint import v1  # noqa: F401
+def import_the_rest() -> None:
+    """Imports what the first step does not need, while it compiles."""
+    import grain  # noqa: F401
+    import tensorboardX  # noqa: F401
+    from orbax.checkpoint import v1  # noqa: F401
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -144,12 +137,18 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
         dtypes = dict.fromkeys(("inputs", "targets", "segment_ids", "positions"), "int32") | {"loss_weights": "float32"}
         return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, dtype in dtypes.items()}
 
-    background = Background()
+    # Compilation runs outside Python's lock, so the rest of the start goes on beside it.
+    background = concurrent.futures.ThreadPoolExecutor()
+    imports = background.submit(import_the_rest)
+    init_fn = background.submit(lambda: jax.jit(init, out_shardings=shardings).lower(*numbers).compile())
     started = time.perf_counter()
-    step_fn = jax.jit(make_train_step(model, settings), donate_argnums=0, out_shardings=(shardings, None))
+    options = platform.compiler_options(config.model.dtype)
+    step_fn = jax.jit(
+        make_train_step(model, settings), donate_argnums=0, out_shardings=(shardings, None), compiler_options=options
+    )
     train_step = step_fn.lower(abstract_state, abstract_batch(config.train.batch_size)).compile()
     print(f"compiled in {time.perf_counter() - started:.1f} s", file=sys.stderr)
-    background.join()
+    imports.result()
 
     from gptjax.training.checkpoints import Checkpoints
     from gptjax.training.metrics import MetricsWriter
@@ -164,11 +163,11 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
         # The config's numbers, not the checkpoint's: the same unless the user overrides them.
         state = state._replace(hyper=jax.device_put(hyper, shardings.hyper))
     else:
-        state, record = jax.jit(init, out_shardings=shardings)(*numbers), {}
+        state, record = init_fn.result()(*numbers), {}
     first_step = int(state.step)
 
     micro_rows = config.train.batch_size // config.train.accumulation_steps
-    eval_step = jax.jit(make_eval_step(model))
+    eval_step = jax.jit(make_eval_step(model), compiler_options=options)
 
     def put(batch: dict[str, Any]) -> dict[str, Any]:
         return {name: jax.make_array_from_process_local_data(rows, x) for name, x in batch.items()}

@@ -11,7 +11,7 @@ import sys
 
 # Other platforms ignore the flags of XLA:CPU.
 XLA_FLAGS = ("--xla_cpu_prefer_vector_width=512",)
-MALLOC_SETTINGS = "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=34359738368:glibc.malloc.hugetlb=1"
+MALLOC_SETTINGS = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:glibc.malloc.hugetlb=1"
 # Every compiled program is kept, not only those that took a second: a run is many small programs.
 JAX_SETTINGS: dict[str, float | int | str] = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -65,8 +65,8 @@ def compiler_options(dtype: str) -> dict[str, bool | str]:
 def restart_with_malloc_settings() -> None:
     """Starts this command again, in the same process, with glibc keeping freed memory, in huge pages.
 
-    Otherwise every step maps, clears and unmaps its tensors again: some 400,000 page faults, a third of the step. glibc
-    reads these settings only when a process starts; what `mallopt` can set later gains half as much at best. Does nothing
+    Otherwise every step maps, clears and unmaps its tensors again: some 400,000 page faults, up to half of the step. glibc
+    reads huge pages (hugetlb) only when a process starts, so what `mallopt` can set later gains much less. Does nothing
     where an accelerator does the work, where there is no glibc, or where the user has settings of their own.
     """
     accelerators = any(importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))

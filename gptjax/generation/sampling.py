@@ -37,12 +37,13 @@ def sample(key: Array, logits: Array, sampling: Sampling) -> Array:
 
     Args:
       key: a random key.
-      logits: [B, V] float32.
+      logits: [B, V].
       sampling: scalars.
 
     Returns:
       [B] int32.
     """
+    logits = logits.astype(jnp.float32)
     greedy = jnp.argmax(logits, axis=-1)
     scaled = logits / jnp.maximum(sampling.temperature, 1e-6)
     descending = -jnp.sort(-scaled, axis=-1)

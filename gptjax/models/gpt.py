@@ -44,7 +44,7 @@ class GPT(nn.Module):
           dropout_rate: scalar; None for no dropout. Needs an rng named 'dropout'.
 
         Returns:
-          logits [B, T, V] in float32.
+          logits [B, T, V] in the dtype of the computation.
         """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -56,7 +56,7 @@ class GPT(nn.Module):
         """Scores the next token after `tokens` [B, T] at `positions` [B, T], given a cache of what came before.
 
         Returns:
-          (logits [B, T, V] in float32, the cache with `tokens` written).
+          (logits [B, T, V], the cache with `tokens` written).
         """
         x = self._embed(tokens, positions, None)
         mask = cache_mask(positions, cache.key.shape[2])
@@ -73,4 +73,4 @@ class GPT(nn.Module):
         x = self.final_norm(x)
         if self.config.tie_embeddings:
             return self.token_embedding.attend(x)
-        return self.head("btd,dv->btv", x).astype(jnp.float32)
+        return self.head("btd,dv->btv", x)

@@ -1,5 +1,6 @@
 """Projections, embeddings, norms and dropout: the parts that hold parameters, as Flax modules."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,23 @@ import jax.numpy as jnp
 from gptjax.array_types import Array
 
 INIT_STD = 0.02  # GPT-2; residual projections divide it by sqrt(2 * num_layers)
+
+
+def sum_over_tokens(x: Array) -> Array:
+    """Sums [B, T, ...] over B and T in float32.
+
+    In two stages: XLA:CPU computes one long reduction on one core, several times slower.
+    """
+    return jnp.sum(jax.lax.optimization_barrier(jnp.sum(x, axis=1, dtype=jnp.float32)), axis=0)
+
+
+@jax.custom_vjp
+def add_bias(x: Array, bias: Array) -> Array:
+    """`x` [B, T, ...] + `bias` [...], in the dtype of `x`."""
+    return x + bias.astype(x.dtype)
+
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), lambda _, g: (g, sum_over_tokens(g)))
 
 
 class Einsum(nn.Module):
@@ -32,7 +50,7 @@ class Einsum(nn.Module):
         kernel = self.param("kernel", nn.initializers.normal(self.std), self.shape)
         y = jnp.einsum(equation, x, kernel.astype(x.dtype))
         if self.bias_shape is not None:
-            y += self.param("bias", nn.initializers.zeros, self.bias_shape).astype(x.dtype)
+            y = add_bias(y, self.param("bias", nn.initializers.zeros, self.bias_shape))
         return y
 
 
@@ -53,8 +71,8 @@ class Embedding(nn.Module):
         return jnp.take(self.embedding, index, axis=0).astype(dtype)
 
     def attend(self, x: Array) -> Array:
-        """Scores `x` [B, T, D] against every entry; returns [B, T, N] in float32."""
-        return jnp.einsum("btd,vd->btv", x, self.embedding.astype(x.dtype), preferred_element_type=jnp.float32)
+        """Scores `x` [B, T, D] against every entry; returns [B, T, N]."""
+        return jnp.einsum("btd,vd->btv", x, self.embedding.astype(x.dtype))
 
 
 class LayerNorm(nn.Module):
@@ -65,14 +83,37 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        # Statistics in float32: in bfloat16 the variance of a wide vector loses all its digits.
-        x32 = x.astype(jnp.float32)
-        centered = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        y = centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=-1, keepdims=True) + self.epsilon)
-        y *= self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return y.astype(x.dtype)
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape) if self.use_bias else jnp.zeros(shape)
+        return layer_norm(x, scale, bias, self.epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """The function of `LayerNorm`, for x [B, T, D]; its derivative keeps `x` and two numbers a token."""
+    return _layer_norm_fwd(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_fwd(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, tuple[Array, ...]]:
+    # Statistics in float32: in bfloat16 the variance of a wide vector loses all its digits.
+    x32 = x.astype(jnp.float32)
+    mean = jnp.mean(x32, axis=-1, keepdims=True)
+    rsqrt = jax.lax.rsqrt(jnp.mean(jnp.square(x32 - mean), axis=-1, keepdims=True) + epsilon)
+    return ((x32 - mean) * rsqrt * scale + bias).astype(x.dtype), (x, mean, rsqrt, scale)
+
+
+def _layer_norm_bwd(epsilon: float, residuals: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array]:
+    x, mean, rsqrt, scale = residuals
+    g = g.astype(jnp.float32)
+    normed = (x.astype(jnp.float32) - mean) * rsqrt
+    scaled = g * scale
+    along = jnp.mean(scaled * normed, axis=-1, keepdims=True)
+    dx = (scaled - jnp.mean(scaled, axis=-1, keepdims=True) - normed * along) * rsqrt
+    return dx.astype(x.dtype), sum_over_tokens(g * normed), sum_over_tokens(g)
+
+
+layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 
 
 class RMSNorm(nn.Module):
@@ -89,7 +130,7 @@ class RMSNorm(nn.Module):
 
 # Ungated activations by name.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # the tanh form, as GPT-2 has it
+    "gelu": jax.checkpoint(lambda x: jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)),
     "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
