@@ -17,7 +17,6 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 4
     config.model.embed_dim = 128
     config.model.max_seq_len = 64
-    config.model.activation = "gelu_exact"
     config.model.use_bias = False
     config.data.corpus = "text"
     config.data.tokenizer = "char"

@@ -1,4 +1,8 @@
-"""placeholder."""
+"""A GPT that writes something like Python, from the running Python's own standard library: code and documentation.
+
+Command:   python -m experiments.train --config configs/stdlib_gpt.py --workdir runs/stdlib_gpt   (or: make train)
+Data:      none to download; 8.0 MB in 455 documents for training, 51 documents for validation (Python 3.12)
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,5 +10,14 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
-    """A small GPT-2 on the standard library."""
-    return default.get_config()
+    """4 layers, 256 wide, 4.3M parameters, a vocabulary of 4096 trained on the corpus."""
+    config = default.get_config()
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup_steps = 30
+    config.optimizer.final_fraction = 0.05
+    config.train.num_train_steps = 400
+    config.train.log_every_steps = 10
+    config.eval.every_steps = 200
+    config.checkpoint.every_steps = 100
+    return config
