@@ -19,5 +19,6 @@ def get_config() -> ConfigDict:
     config.train.num_train_steps = 400
     config.train.log_every_steps = 10
     config.eval.every_steps = 200
+    config.eval.sample_prompt = "def "
     config.checkpoint.every_steps = 100
     return config

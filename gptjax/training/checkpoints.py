@@ -5,6 +5,8 @@ is renamed into it, with the hash of every file. A folder without a manifest was
 files do not match its manifest is damaged and is passed over, aloud.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -13,6 +15,7 @@ import pathlib
 import shutil
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -74,13 +77,15 @@ class Checkpoints:
         if jax.default_backend() == "cpu":
             # Orbax would write from the very memory that the next step overwrites.
             items = jax.tree.map(lambda x: x.copy(), items)
-        response = ocp.save_checkpointables_async(target, {k: v for k, v in items.items() if v is not None})
+        with _full_disk_as_os_error(target):
+            response = ocp.save_checkpointables_async(target, {k: v for k, v in items.items() if v is not None})
         self._writer = threading.Thread(target=self._finish, args=(target, response, {"step": step, "record": record}))
         self._writer.start()
 
     def _finish(self, target: pathlib.Path, response: Any, manifest: dict[str, Any]) -> None:
         try:
-            response.result()
+            with _full_disk_as_os_error(target):
+                response.result()
             files = [file for file in sorted(target.rglob("*")) if file.is_file()]
             manifest["files"] = {str(file.relative_to(target)): _digest(file) for file in files}
             write_json(target / MANIFEST, manifest)
@@ -199,6 +204,18 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             print(f"checkpoint {step} is passed over: {error}", file=sys.stderr)
             return None
+
+
+@contextlib.contextmanager
+def _full_disk_as_os_error(path: pathlib.Path) -> Iterator[None]:
+    """Orbax reports a full disk as an error of its storage library, in many lines."""
+    try:
+        yield
+    except Exception as error:
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
