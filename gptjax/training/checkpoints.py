@@ -27,7 +27,7 @@ from gptjax.training.state import TrainState
 MANIFEST = "manifest.json"
 BEST = "best.json"
 # Orbax reports each save in several lines, and retries that the fall-back here reports in one.
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Restored(NamedTuple):
