@@ -85,6 +85,7 @@ def main():
     for _ in range(2):
         step()
     for _ in sys.stdin:
+        step()  # the first after a pause does not count, as on our side
         started = time.perf_counter()
         for _ in range(2):
             step()
