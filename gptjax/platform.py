@@ -53,7 +53,7 @@ def compiler_options(dtype: str) -> dict[str, bool | str]:
     """Options for compiling a step that computes in `dtype`, on the default backend.
 
     On CPU, bfloat16 products go to oneDNN: XLA's own kernels take up to twice as long. Float32 ones do not, since a program
-    with oneDNN calls cannot be kept in the compilation cache (JAX warns so), and gains nothing from them.
+    with oneDNN calls cannot be kept in the compilation cache (JAX warns so) and starts seconds later every time.
     """
     import jax
 

@@ -126,12 +126,14 @@ class Loop:
         deadline = time.monotonic() + s.max_minutes * 60 if s.max_minutes else math.inf
         step = int(state.step)
         pending: tuple[int, Metrics] | None = None
+        stop = False
         with StopSignals() as signals:
             try:
                 if record and step not in self.writer.steps and record["line"]:
                     # Killed between the save of this step and its line.
                     self._finish(step, state, record["line"])
-                while step < s.num_train_steps and not (signals.received or time.monotonic() > deadline):
+                # Asked once a step, below: a signal after the question must not end the loop before a save.
+                while step < s.num_train_steps and not stop:
                     batch = next(batches)
                     self._profile(step + 1)
                     state, metrics = self.functions.train_step(state, batch)
@@ -140,7 +142,7 @@ class Loop:
                     if pending is not None:
                         self._log(*self._settle(*pending))
                     pending = step, metrics
-                    stop = signals.received or time.monotonic() > deadline or step == s.num_train_steps
+                    stop = bool(signals.received) or time.monotonic() > deadline
                     if stop or self._due(step, s.checkpoint_every_steps) or self._due(step, s.eval_every_steps):
                         _, line = self._settle(*pending)
                         pending = None
