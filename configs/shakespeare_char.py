@@ -3,6 +3,8 @@
 Command:   python -m experiments.train --config configs/shakespeare_char.py --workdir runs/shakespeare \
                --config.data.files=tinyshakespeare.txt
 Data:      the 1,115,394 characters of karpathy/char-rnn, data/tinyshakespeare/input.txt; the last tenth for validation
+Hardware:  2 CPU cores (AMD EPYC, Zen 5): 45 s for the whole command (nanoGPT there: 85 s)
+Result:    1.896 nats over the whole validation split, mean of seeds 0, 1, 2 (nanoGPT, same windows: 1.898)
 """
 
 from ml_collections import ConfigDict

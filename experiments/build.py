@@ -1,11 +1,22 @@
 """From a config to the objects it describes: the only reader of config fields besides the commands themselves."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.cli import UserError
+
+# The model that each objective trains.
+MODEL_OF_OBJECTIVE: dict[str, dict[str, Any]] = {
+    "causal": {"family": "gpt", "head": "language_model", "prefix_lm": False},
+    "prefix": {"family": "gpt", "head": "language_model", "prefix_lm": True},
+    "fim": {"family": "gpt", "head": "language_model", "prefix_lm": False},
+    "masked": {"family": "bert", "head": "masked_lm"},
+    "span": {"family": "encoder_decoder", "head": "language_model"},
+    "seq2seq": {"family": "encoder_decoder", "head": "language_model"},
+}
 
 
 def check(config: ConfigDict) -> None:
@@ -32,6 +43,8 @@ def check(config: ConfigDict) -> None:
         "optimizer.warmup_steps": 0,
         "optimizer.weight_decay": 0,
         "optimizer.clip_norm": 0,
+        "data.span_length": 1,
+        "data.fim_rate": 0,
         "init.scale": 0,
         "seed": 0,
     }
@@ -45,9 +58,14 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{name}={value} must be at least 0 and below 1")
     if not 0 <= config.optimizer.final_fraction <= 1:
         raise UserError(f"config.optimizer.final_fraction={config.optimizer.final_fraction} must be from 0 to 1")
+    if not 0 < config.data.mask_rate < 1:
+        raise UserError(f"config.data.mask_rate={config.data.mask_rate} must be above 0 and below 1")
+    if config.data.fim_rate > 1:
+        raise UserError(f"config.data.fim_rate={config.data.fim_rate} must be at most 1")
     known = {
+        "data.objective": tuple(MODEL_OF_OBJECTIVE),
         "optimizer.name": ("adamw", "muon"),
-        "optimizer.schedule": ("cosine", "linear", "wsd", "constant"),
+        "optimizer.schedule": ("cosine", "linear", "wsd", "rsqrt", "constant"),
         "mesh.platform": ("any", "cpu", "gpu", "tpu"),
     }
     for name, names in known.items():
@@ -58,8 +76,21 @@ def check(config: ConfigDict) -> None:
             f"config.train.batch_size={config.train.batch_size} is not divisible by "
             f"config.train.accumulation_steps={config.train.accumulation_steps}"
         )
+    _check_objective(config)
     profile_steps(config)
     model_sizes(config, vocab_size=max(1, config.data.vocab_size))
+
+
+def _check_objective(config: ConfigDict) -> None:
+    """Refuses a model that cannot learn the objective."""
+    d, m = config.data, config.model
+    for name, value in MODEL_OF_OBJECTIVE[d.objective].items():
+        if m[name] != value:
+            raise UserError(
+                f"config.data.objective={d.objective!r} needs config.model.{name}={value!r}, not {m[name]!r}"
+            )
+    if d.cross_document and d.objective != "causal":
+        raise UserError(f"config.data.cross_document is for config.data.objective='causal', not {d.objective!r}")
 
 
 def _field(config: ConfigDict, name: str) -> Any:
@@ -146,7 +177,8 @@ def mesh(config: ConfigDict) -> Any:
     """The mesh, after the platform that the config demands has been found and the rows have been divided by it."""
     import jax
 
-    from gptjax.distributed.mesh import make_mesh
+    from gptjax.data.objectives import target_len
+    from gptjax.distributed.mesh import AXES, make_mesh
 
     platform = jax.default_backend()
     if config.mesh.platform not in ("any", platform):
@@ -154,20 +186,33 @@ def mesh(config: ConfigDict) -> Any:
             f"config.mesh.platform={config.mesh.platform!r} but JAX found only {platform}; install the extra "
             f"gptjax[{config.mesh.platform}] or set --config.mesh.platform=any"
         )
-    made = make_mesh({axis: config.mesh[axis] for axis in ("data", "fsdp", "tensor", "context")})
-    ways = made.shape["data"] * made.shape["fsdp"]
+    made = make_mesh({axis: config.mesh[axis] for axis in AXES})
+    ways = made.shape["data"] * made.shape["fsdp"] * made.shape["expert"]
     rows = config.train.batch_size // config.train.accumulation_steps
     if rows % ways:
         raise UserError(
             f"config.train.batch_size={config.train.batch_size} over config.train.accumulation_steps="
-            f"{config.train.accumulation_steps} gives {rows} rows, not divisible by the {ways} devices of mesh data x fsdp"
+            f"{config.train.accumulation_steps} gives {rows} rows, "
+            f"not divisible by the {ways} devices of mesh data x fsdp x expert"
         )
-    if config.model.max_seq_len % made.shape["context"]:
-        raise UserError(
-            f"config.model.max_seq_len={config.model.max_seq_len} is not divisible by "
-            f"config.mesh.context={made.shape['context']}"
-        )
+    for name, length in (
+        (f"config.model.max_seq_len={config.model.max_seq_len}", config.model.max_seq_len),
+        (
+            "the target length of config.data.objective='span'",
+            target_len(objective(config.data), config.model.max_seq_len),
+        ),
+    ):
+        if length % made.shape["context"]:
+            raise UserError(f"{name}, {length} tokens, is not divisible by config.mesh.context={made.shape['context']}")
     return made
+
+
+def objective(data: Mapping[str, Any]) -> Any:
+    """The objective that the section `data` of a config describes; a workdir older than a field has its default."""
+    from gptjax.data.objectives import Objective
+
+    names = {"name": "objective"} | {name: name for name in Objective._fields if name != "name"}
+    return Objective(**{name: data[field] for name, field in names.items() if field in data})
 
 
 def prepare_data(config: ConfigDict) -> Any:
@@ -176,6 +221,7 @@ def prepare_data(config: ConfigDict) -> Any:
     from gptjax.data.pipeline import prepare
 
     d = config.data
+    goal = objective(d)
     return prepare(
         corpus=d.corpus,
         files=d.files,
@@ -185,4 +231,6 @@ def prepare_data(config: ConfigDict) -> Any:
         validation_fraction=d.validation_fraction,
         seq_len=config.model.max_seq_len,
         cache_dir=platform.cache_dir() / "data",
+        objective=goal,
+        target_field=d.target_field if goal.name == "seq2seq" else None,
     )

@@ -82,20 +82,24 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Calls `main` with the command line and exits with its code, translating errors into the contract above."""
     platform.restart_with_malloc_settings()
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """Calls `main` and returns its code, or that of the error it raises, after a line on stderr."""
     try:
-        code = main(sys.argv[1:])
+        return main()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = USER_ERROR
+        return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        return 130
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(f"error: {error}; the last good checkpoint is intact", file=sys.stderr)
-        code = 1
-    sys.exit(code)
+        return 1
 
 
 def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:

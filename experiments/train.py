@@ -3,11 +3,13 @@
 Typed again, it continues where it stopped, after whatever stopped it, or says that the run is finished.
 """
 
+import argparse
 import concurrent.futures
 import json
 import pathlib
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +29,7 @@ FREE_FIELDS = (
     "mesh.fsdp",
     "mesh.tensor",
     "mesh.context",
+    "mesh.expert",
 )
 
 
@@ -35,9 +38,56 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.Parser(__doc__, config=True)
     parser.add_argument("--workdir", help="the run's folder, made if it does not exist (required)")
     parser.add_argument("--override_config", action="store_true", help="go on with a run of another config")
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of the first of several processes; auto: JAX finds out; SLURM, Open MPI and TPU slices on GKE need no flag",
+    )
+    parser.add_argument("--num_processes", type=int, help="how many processes this run has, with --coordinator")
+    parser.add_argument("--process_id", type=int, help="which of them this is, from 0, with --coordinator")
     arguments = parser.parse(argv)
     if arguments.workdir is None:
         parser.error("--workdir DIR is required")
+    flags = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+    if platform.launched_with_others() or any(flag is not None for flag in flags):
+        return run_as_one_of_many(arguments, *flags)
+    return run(arguments)
+
+
+def run_as_one_of_many(
+    arguments: argparse.Namespace, coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> int:
+    """Runs with other processes; whatever ends one of them ends all."""
+    import jax
+
+    from gptjax.distributed import processes
+
+    def together() -> int:
+        with cli.user_errors():
+            processes.start(None if coordinator == "auto" else coordinator, num_processes, process_id)
+            fields = {f"config.{name}": value for name, value in cli.flatten(arguments.config).items()}
+            processes.check_equal(fields | {"--workdir": arguments.workdir})
+        return run(arguments, writes=processes.is_first())
+
+    lost = False
+    try:
+        code = cli.exit_code(together)
+    except SystemExit as error:
+        code = int(error.code or 0)
+    except Exception as error:
+        lost = processes.is_loss(error)
+        if lost:
+            print(f"error: lost another process of this run: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        code = 1
+    if code and jax.distributed.is_initialized():
+        processes.leave(code, lost=lost)
+    return code
+
+
+def run(arguments: argparse.Namespace, *, writes: bool = True) -> int:
+    """Trains, or resumes; returns the exit code. Of several processes one `writes` and prints."""
     config, workdir = arguments.config, pathlib.Path(arguments.workdir).absolute()
     build.check(config)
     check_workdir(config, workdir, override=arguments.override_config)
@@ -45,11 +95,14 @@ def main(argv: Sequence[str]) -> int:
         print("this run is finished; --workdir another folder to start a new one")
     else:
         code = train(config, workdir)
-        if code:
+        if code and writes:
             print(f"stopped with the state saved; to go on, type the same command again: {_command()}", file=sys.stderr)
+        if code:
             return 128 + code
+    if not writes:
+        return 0
     final = read_metrics(workdir / "metrics.jsonl")[-1]
-    summarize(workdir, final)
+    summarize(config, workdir, final)
     environment = json.loads((workdir / "environment.json").read_text())
     cli.write_report(arguments.json, environment, [config.seed], final)
     return 0
@@ -96,17 +149,39 @@ def import_the_rest() -> None:
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     """Runs from the last checkpoint, or the start, to the end; returns 0 or the number of the signal that stopped it."""
+    import jax
+
     with cli.user_errors():
         mesh = build.mesh(config)
         data = build.prepare_data(config)
+    with jax.set_mesh(mesh):
+        model, params, stopped = train_on(mesh, data, config, workdir)
+    if stopped:
+        return stopped
 
+    from experiments.samples import sample
+    from gptjax.analysis.plots import plot_losses
+    from gptjax.distributed.processes import is_first, to_host
+
+    params = to_host(params)
+    if is_first():
+        texts = sample(config, model, params, data)
+        shown = "".join(f"--- sample {i + 1} ---\n{text}\n" for i, text in enumerate(texts))
+        (workdir / "samples.txt").write_text(shown)
+        plot_losses(read_metrics(workdir / "metrics.jsonl"), workdir / "loss.png")
+    return 0
+
+
+def train_on(mesh: Any, data: Any, config: ConfigDict, workdir: pathlib.Path) -> tuple[Any, Any, int]:
+    """Trains on a mesh that is set: returns the model, its parameters, and what `train` returns."""
     import jax
 
-    from gptjax.data.pipeline import eval_batches, train_batches
+    from gptjax.data.pipeline import empty_batch, eval_batches, target_bytes, train_batches
+    from gptjax.distributed.processes import data_share, is_first, make_vote, to_global
     from gptjax.distributed.sharding import batch_sharding, tree_shardings
     from gptjax.evaluation.perplexity import evaluate
     from gptjax.models import make_model
-    from gptjax.models.transformer import DTYPES
+    from gptjax.models.config import DTYPES
     from gptjax.training.loop import Diverged, Functions, Loop, device_batches
     from gptjax.training.state import init_state
     from gptjax.training.step import make_eval_step, make_train_step
@@ -124,18 +199,19 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
         numbers = (jax.numpy.uint32(config.seed), jax.numpy.float32(config.init.scale), hyper)
         shapes = jax.eval_shape(init, *numbers)
         shardings = tree_shardings(shapes, mesh)
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_description(workdir, config.to_dict(), model, data.tokenizer)
+        share, num_shares = data_share(mesh, config.train.batch_size)
+    if is_first():
+        write_description(workdir, config.to_dict(), model, data.tokenizer)
 
     rows = batch_sharding(mesh)
     abstract_state = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
     )
 
-    def abstract_batch(num_rows: int) -> dict[str, Any]:
-        shape = (num_rows, config.model.max_seq_len)
-        dtypes = dict.fromkeys(("inputs", "targets", "segment_ids", "positions"), "int32") | {"loss_weights": "float32"}
-        return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, dtype in dtypes.items()}
+    abstract_batch = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
+        for name, x in empty_batch(data, config.train.batch_size).items()
+    }
 
     # Compilation runs outside Python's lock, so the rest of the start goes on beside it.
     background = concurrent.futures.ThreadPoolExecutor()
@@ -146,8 +222,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     step_fn = jax.jit(
         make_train_step(model, settings), donate_argnums=0, out_shardings=(shardings, None), compiler_options=options
     )
-    train_step = step_fn.lower(abstract_state, abstract_batch(config.train.batch_size)).compile()
-    print(f"compiled in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+    train_step = step_fn.lower(abstract_state, abstract_batch).compile()
+    if is_first():
+        print(f"compiled in {time.perf_counter() - started:.1f} s", file=sys.stderr)
     imports.result()
 
     from gptjax.training.checkpoints import Checkpoints
@@ -159,33 +236,42 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
         restored = checkpoints.restore(abstract_state)
     if restored is not None:
         state, record = restored
-        print(f"resuming from step {int(state.step)}", file=sys.stderr)
+        if is_first():
+            print(f"resuming from step {int(state.step)}", file=sys.stderr)
         # The config's numbers, not the checkpoint's: the same unless the user overrides them.
         state = state._replace(hyper=jax.device_put(hyper, shardings.hyper))
     else:
         state, record = init_fn.result()(*numbers), {}
     first_step = int(state.step)
 
-    micro_rows = config.train.batch_size // config.train.accumulation_steps
+    every = config.train.accumulation_steps
     eval_step = jax.jit(make_eval_step(model), compiler_options=options)
+    micro_batch = jax.jit(lambda batch: {name: x[::every] for name, x in batch.items()}, out_shardings=rows)
 
     def put(batch: dict[str, Any]) -> dict[str, Any]:
-        return {name: jax.make_array_from_process_local_data(rows, x) for name, x in batch.items()}
+        # Every process reads all of it, which counts the bytes of all targets, and keeps the rows of its devices.
+        return {name: jax.make_array_from_callback(x.shape, rows, x.__getitem__) for name, x in batch.items()}
 
     def probe(params: Any, batch: Any) -> float:
-        part = {name: jax.device_put(x[:micro_rows], rows) for name, x in batch.items()}
-        return float(eval_step(params, part)["loss_sum"])
+        return float(eval_step(params, micro_batch(batch))["loss_sum"])
 
     def run_evaluation(params: Any) -> dict[str, float]:
         batches = eval_batches(
             data,
-            batch_size=micro_rows,
+            batch_size=config.train.batch_size // every,
             cross_document=config.data.cross_document,
             max_batches=config.eval.max_batches or None,
         )
-        return evaluate(eval_step, params, batches, data.tokenizer.token_bytes, put)
+        with cli.user_errors():
+            return evaluate(eval_step, params, batches, target_bytes(data), put)
 
-    bar = tqdm(total=config.train.num_train_steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
+    bar = tqdm(
+        total=config.train.num_train_steps,
+        initial=first_step,
+        unit="step",
+        disable=None if is_first() else True,  # None: without a terminal
+        dynamic_ncols=True,
+    )
 
     def progress(step: int, line: dict[str, float]) -> None:
         bar.set_postfix_str(
@@ -193,9 +279,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
         )
         bar.update(step - bar.n)
 
-    writer = MetricsWriter(workdir, last_step=first_step)
+    writer = MetricsWriter(workdir, last_step=first_step, writes=is_first())
     loop = Loop(
-        Functions(train_step, probe, run_evaluation, progress),
+        Functions(train_step, probe, run_evaluation, progress, make_vote(mesh)),
         build.loop_settings(config),
         checkpoints,
         writer,
@@ -210,8 +296,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
             seed=config.seed,
             start_row=first_step * config.train.batch_size,
             cross_document=config.data.cross_document,
+            process_index=share,
+            process_count=num_shares,
         ),
-        rows,
+        lambda batch: to_global(batch, rows, num_shares),
     )
     try:
         state, stopped = loop.run(state, batches, record)
@@ -221,57 +309,28 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
         good = (
             f"the last good checkpoint is step {steps[-1]} in {checkpoints.path}" if steps else "nothing was saved yet"
         )
-        print(f"diverged: {error}; {good}; a lower --config.optimizer.learning_rate may help", file=sys.stderr)
+        if is_first():
+            print(f"diverged: {error}; {good}; a lower --config.optimizer.learning_rate may help", file=sys.stderr)
         sys.exit(cli.DIVERGED)
     finally:
         bar.close()
         writer.close()
-    if stopped:
-        return stopped
-    write_samples(config, workdir, model, state.params if state.ema is None else state.ema, data.tokenizer)
-    from gptjax.analysis.plots import plot_losses
-
-    plot_losses(read_metrics(workdir / "metrics.jsonl"), workdir / "loss.png")
-    return 0
+    return model, state.params if state.ema is None else state.ema, stopped
 
 
-def write_samples(config: ConfigDict, workdir: pathlib.Path, model: Any, params: Any, tokenizer: Any) -> None:
-    """Writes texts of the trained model to samples.txt."""
-    import numpy as np
-
-    from gptjax.generation.engine import generate
-    from gptjax.generation.sampling import Sampling
-
-    e = config.eval
-    texts = []
-    if e.num_samples:
-        prompt = np.concatenate([[tokenizer.eos_id], tokenizer.encode(e.sample_prompt)])[-config.model.max_seq_len :]
-        sampling = Sampling(temperature=0.8, top_k=50)
-        new = generate(
-            model,
-            params,
-            prompt,
-            max_new_tokens=e.sample_tokens,
-            eos_id=tokenizer.eos_id,
-            sampling=sampling,
-            num_samples=e.num_samples,
-            seed=config.seed,
-        )
-        texts = [e.sample_prompt + tokenizer.decode(ids) for ids in new]
-    (workdir / "samples.txt").write_text("".join(f"--- sample {i + 1} ---\n{text}\n" for i, text in enumerate(texts)))
-
-
-def summarize(workdir: pathlib.Path, final: dict[str, Any]) -> None:
+def summarize(config: ConfigDict, workdir: pathlib.Path, final: dict[str, Any]) -> None:
     """Prints the result, the samples, where the files are, and what to type next."""
+    from gptjax.evaluation.perplexity import describe
+
     print((workdir / "samples.txt").read_text())
     print(
-        f"step {final['step']}: validation loss {final['eval/loss']:.4f} nats a token, perplexity "
-        f"{final['eval/perplexity']:.2f}, {final['eval/bits_per_byte']:.4f} bits a byte; "
+        f"step {final['step']}: validation {describe(final)}; "
         f"{final['train/tokens']:,} tokens in {final['time/seconds']:.0f} s"
     )
     print(f"files: {workdir} (loss.png, samples.txt, metrics.jsonl, checkpoints; tensorboard --logdir {workdir})")
-    print(f"next:  python -m experiments.generate --model {workdir} --prompt 'def '")
-    print(f"       python -m experiments.evaluate --model {workdir}")
+    print(f"next:  python -m experiments.evaluate --model {workdir}")
+    if config.model.family == "gpt":
+        print(f"       python -m experiments.generate --model {workdir} --prompt 'def '")
 
 
 def _command() -> str:

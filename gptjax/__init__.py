@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 from gptjax import platform
 
 if TYPE_CHECKING:
-    from gptjax.workdir import load
+    from gptjax.loading import load
+    from gptjax.pipelines import pipeline
 
-__all__ = ["load"]
+__all__ = ["load", "pipeline"]
 
 platform.configure()
 
@@ -15,7 +16,11 @@ platform.configure()
 def __getattr__(name: str) -> Any:
     # Lazily, so that `--help` does not wait for jax.
     if name == "load":
-        from gptjax.workdir import load
+        from gptjax.loading import load
 
         return load
+    if name == "pipeline":
+        from gptjax.pipelines import pipeline
+
+        return pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

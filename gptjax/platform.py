@@ -8,6 +8,7 @@ import importlib.util
 import os
 import pathlib
 import sys
+from collections.abc import Mapping
 
 # Other platforms ignore the flags of XLA:CPU.
 XLA_FLAGS = ("--xla_cpu_prefer_vector_width=512",)
@@ -49,17 +50,32 @@ def _backend_exists() -> bool:
     return xla_bridge.backends_are_initialized()
 
 
-def compiler_options(dtype: str) -> dict[str, bool | str]:
-    """Options for compiling a step that computes in `dtype`, on the default backend.
+def compiler_options(dtype: str, target: str | None = None) -> dict[str, bool | str]:
+    """Options for compiling a step that computes in `dtype` for `target`: cpu, gpu, tpu, or None for the default backend.
 
-    On CPU, bfloat16 products go to oneDNN: XLA's own kernels take up to twice as long. Float32 ones do not, since a program
+    On TPU, sharded weights are gathered before a product instead of within it (windowed einsum): on v5e:4x4, GPT-2 124M's
+    step then takes half the estimated cycles and 0.8 GB less. On CPU, bfloat16 products go to oneDNN: XLA's own kernels take up to twice as long. Float32 ones do not, since a program
     with oneDNN calls cannot be kept in the compilation cache (JAX warns so) and starts seconds later every time.
     """
     import jax
 
-    if jax.default_backend() != "cpu" or dtype != "bfloat16":
+    target = target or jax.default_backend()
+    if target == "tpu":
+        return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+    if target != "cpu" or dtype != "bfloat16":
         return {}
     return {"xla_cpu_experimental_onednn_custom_call": True, "xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+def launched_with_others(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher started this process as one of several: SLURM, Open MPI, or a TPU slice of many hosts."""
+    hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES", "")
+    counts = [environ.get(name, "1") for name in ("OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")]
+    counts.append(str(hosts.count(",") + 1))
+    # Within an allocation but outside a step, the variables of the step are missing: a process by itself.
+    if all(f"SLURM_{name}" in environ for name in ("JOB_ID", "STEP_NODELIST", "PROCID", "LOCALID")):
+        counts.append(environ.get("SLURM_NTASKS", "1"))
+    return any(int(count) > 1 for count in counts)
 
 
 def restart_with_malloc_settings() -> None:

@@ -14,46 +14,56 @@ import subprocess
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from gptjax.array_types import Params
 from gptjax.data.tokenizers import Tokenizer
-from gptjax.models import GPT, init_params, make_model, model_arguments
+from gptjax.distributed.sharding import tree_shardings
+from gptjax.models import Model, init_params, make_model, model_arguments
 from gptjax.training.checkpoints import Checkpoints, write_json
 
 
-class Loaded(NamedTuple):
-    """A model ready for use: `model.apply({"params": params}, tokens)`."""
+class Run(NamedTuple):
+    """What a workdir holds of a trained model.
 
-    model: GPT
+    Attributes:
+      model, params, tokenizer: as `gptjax.load` returns them.
+      step: of the checkpoint.
+    """
+
+    model: Model
     params: Params
     tokenizer: Tokenizer
     step: int
 
 
-def load(source: str | pathlib.Path, *, step: int | None = None) -> Loaded:
-    """Loads a trained model from a workdir; needs its `model.json`, `tokenizer.json` and a checkpoint, no config.
+def read(path: str | pathlib.Path, *, step: int | None = None, mesh: Mesh | None = None) -> Run:
+    """Reads a trained model from a workdir; needs its `model.json`, `tokenizer.json` and a checkpoint, no config.
 
     Args:
-      source: a workdir.
+      path: of the workdir.
       step: which checkpoint; None for the best, or the latest if none is recorded as the best.
+      mesh: where the parameters go, as `distributed.sharding` says; None for one device.
 
     Raises:
       ValueError: no such workdir, no checkpoint, or every checkpoint is damaged.
     """
-    workdir = pathlib.Path(source)
+    workdir = pathlib.Path(path)
     if not (workdir / "model.json").exists():
-        raise ValueError(f"no such model: {str(source)!r} is not a workdir, it has no model.json")
+        raise ValueError(f"no such model: {str(path)!r} is not a workdir, it has no model.json")
     model = make_model(**json.loads((workdir / "model.json").read_text()))
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0)),
-    )
+    shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    if mesh is None:
+        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: one, shapes)
+    else:
+        shardings = tree_shardings(shapes, mesh)
+    abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
     step, params = Checkpoints(workdir / "checkpoints").restore_params(abstract, step)
-    return Loaded(model, params, Tokenizer.load(workdir / "tokenizer.json"), step)
+    return Run(model, params, Tokenizer.load(workdir / "tokenizer.json"), step)
 
 
-def write_description(workdir: pathlib.Path, config: dict[str, Any], model: GPT, tokenizer: Tokenizer) -> None:
+def write_description(workdir: pathlib.Path, config: dict[str, Any], model: Model, tokenizer: Tokenizer) -> None:
     """Makes the workdir and writes everything about the run that is known before its first step."""
     workdir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(workdir / "tokenizer.json")

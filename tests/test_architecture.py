@@ -15,8 +15,11 @@ ALLOWED = {
     "training": {"array_types", "distributed", "models"},
     "generation": {"array_types", "distributed", "models"},
     "evaluation": {"array_types", "distributed", "models", "training", "generation"},
-    "workdir": {"array_types", "data", "models", "training"},
-    "__init__": {"platform", "workdir"},
+    "interop": {"array_types", "data", "distributed", "models"},
+    "workdir": {"array_types", "data", "distributed", "models", "training"},
+    "loading": {"array_types", "data", "interop", "models", "workdir"},
+    "pipelines": {"array_types", "data", "generation", "loading", "models"},
+    "__init__": {"loading", "pipelines", "platform"},
 }
 # The only files that may import a library.
 OWNERS = {
@@ -25,6 +28,9 @@ OWNERS = {
     "tensorboardX": "gptjax/training/metrics.py",
     "ml_collections": "experiments/",
     "absl": "experiments/",
+    "safetensors": "gptjax/interop/",
+    "gguf": "gptjax/interop/",
+    "huggingface_hub": "gptjax/loading.py",
     "tensorflow_datasets": "gptjax/data/",
     "grain": "gptjax/data/",
     "torch": "",

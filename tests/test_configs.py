@@ -7,17 +7,24 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import build, cli
-from gptjax.models import init_params, make_model
+from experiments.describe import abstract_batch
+from gptjax.distributed.mesh import AXES
+from gptjax.distributed.sharding import tree_shardings
+from gptjax.models import make_model
+from gptjax.training.optimizers import learning_rate
 from gptjax.training.state import init_state
 from gptjax.training.step import make_train_step
 from gptjax.training.throughput import num_params
 
 CONFIGS = sorted(p.stem for p in pathlib.Path(cli.CONFIGS).glob("*.py") if p.stem != "__init__")
+# Without the head: of all but BERT it shares the token embedding, and has no more.
 PARAMETERS = {
     "gpt2_small": 124_439_808,
     "gpt2_medium": 354_823_168,
     "gpt2_large": 774_030_080,
     "gpt2_xl": 1_557_611_200,
+    "bert_base": 109_482_240,
+    "t5_small": 60_506_624,
 }
 
 
@@ -32,14 +39,24 @@ def test_config_builds_and_steps_under_eval_shape(name):
         lambda seed: init_state(model, settings.optimizer, hyper, seed, jnp.float32(1), ema=settings.ema_decay > 0),
         jax.ShapeDtypeStruct((), jnp.uint32),
     )
-    shape = (config.train.batch_size, config.model.max_seq_len)
-    batch = {k: jax.ShapeDtypeStruct(shape, jnp.int32) for k in ("inputs", "targets", "segment_ids", "positions")}
-    batch["loss_weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    batch = abstract_batch(config, config.train.batch_size)
     new_state, metrics = jax.eval_shape(make_train_step(model, settings), state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert metrics["loss"].shape == ()
+    tree_shardings(state, jax.sharding.AbstractMesh((1,) * len(AXES), AXES))
     if name in PARAMETERS:
-        assert num_params(jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))) == PARAMETERS[name]
+        params = dict(state.params)
+        params.pop("head", None)
+        assert num_params(params) == PARAMETERS[name]
+
+
+def test_transformer_base_has_the_learning_rate_of_the_paper():
+    """Vaswani et al., 2017, equation 3: D^-0.5 * min(n^-0.5, n * 4000^-1.5)."""
+    config = cli.load_config("configs/transformer_base.py")
+    hyper = build.hyperparameters(config)
+    for n in (1, 1000, 4000, 4001, 20_000, 100_000):
+        rate = learning_rate(n - 1, config.optimizer.schedule, config.train.num_train_steps, hyper)
+        assert float(rate) == pytest.approx(512**-0.5 * min(n**-0.5, n * 4000**-1.5), rel=2e-3)
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "default"])

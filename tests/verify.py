@@ -1,15 +1,21 @@
-"""The long forms of the suites, by part: python -m tests.verify --part crash|start|quality|all
+"""The long forms of the suites, by part: python -m tests.verify --part crash|start|quality|learn|invariance|all
 
 crash    20 SIGKILLs at random moments, half of them inside a save; every finished run equals the uninterrupted one
 start    seconds from process start to the first step done, cold and with a warm compilation cache
 quality  configs/shakespeare_char.py, 3 seeds, on the file named by $SHAKESPEARE
+learn    a GPT, a BERT and an encoder-decoder, each within 3 minutes on 2 cores
+invariance  a step is the same on every mesh of 4 and 8 devices, cut and compiled in every way; a run, over any processes
 """
 
 import argparse
 import json
+import math
 import os
 import pathlib
+import random
 import statistics
+import string
+import subprocess
 import sys
 import tempfile
 import time
@@ -58,8 +64,6 @@ def start(folder: pathlib.Path) -> Rows:
 
 def first_step_seconds(arguments: list[str], workdir: pathlib.Path, variables: dict[str, str]) -> float:
     """Seconds until `metrics.jsonl` has its first line; steps are seen one step late, so the second step is taken off."""
-    import subprocess
-
     started = time.monotonic()
     process = subprocess.Popen(
         arguments,
@@ -102,7 +106,94 @@ def quality(folder: pathlib.Path) -> Rows:
     ]
 
 
-PARTS: dict[str, Callable[[pathlib.Path], Rows]] = {"crash": crash, "start": start, "quality": quality}
+def learn(folder: pathlib.Path) -> Rows:
+    """Each family, by the commands a user would type."""
+    rows: Rows = []
+
+    def train(name: str, *overrides: str) -> dict[str, float]:
+        command = runs.command("train", "--config", f"configs/{name}.py", "--workdir", str(folder / name), *overrides)
+        started = time.monotonic()
+        result = runs.run(command)
+        seconds = time.monotonic() - started
+        assert result.returncode == 0, result.stderr
+        rows.append((f"{name}, whole command", f"{seconds:.0f} s (limit 180)", seconds <= 180))
+        return json.loads((folder / name / "metrics.jsonl").read_text().splitlines()[-1])
+
+    counts = target_counts("stdlib_gpt")
+    bits = -sum(n * math.log2(n / sum(counts)) for n in counts if n)
+    final = train("stdlib_gpt", "--config.train.num_train_steps=200")
+    bits_per_byte = final["eval/bits_per_byte"]
+    unigram = bits_per_byte * bits / (final["eval/loss"] / math.log(2) * sum(counts))
+    figure = f"{bits_per_byte:.3f} (unigrams: {unigram:.3f}; limit {unigram - 0.5:.3f})"
+    rows.append(("GPT, validation bits a byte", figure, bits_per_byte <= unigram - 0.5))
+
+    counts = target_counts("bert_tiny")
+    accuracy, unigram = train("bert_tiny")["eval/accuracy"], max(counts) / sum(counts)
+    figure = f"{accuracy:.1%} (commonest token: {unigram:.1%}; limit 20%)"
+    rows.append(("BERT, masked tokens right", figure, accuracy >= 0.2))
+
+    rng, words = random.Random(0), set[str]()
+    while len(words) < 20_500:
+        words.add("".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 10))))
+    verbs = {"copy": slice(None), "reverse": slice(None, None, -1)}
+    pairs = [(f"{verb}: {word}", word[verbs[verb]]) for word in sorted(words) for verb in [rng.choice([*verbs])]]
+    rng.shuffle(pairs)
+    held_out, pairs = pairs[:500], pairs[500:]
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"source": source, "target": target}) + "\n" for source, target in pairs))
+    train("copy_reverse", f"--config.data.files={path}")
+
+    import gptjax
+
+    write = gptjax.pipeline("text2text-generation", model=folder / "copy_reverse", max_new_tokens=16)
+    outputs = [result["generated_text"] for result in write([source for source, _ in held_out])]
+    exact = sum(output == target for output, (_, target) in zip(outputs, held_out, strict=True)) / len(held_out)
+    rows.append(("encoder-decoder, 500 unseen words exact", f"{exact:.1%} (limit 99%)", exact >= 0.99))
+    return rows
+
+
+def target_counts(name: str) -> list[int]:
+    """How often each token is a target in the validation split of a config: what knowing the counts alone is worth."""
+    import numpy as np
+
+    from experiments import build, cli
+    from gptjax.data.pipeline import eval_batches
+
+    data = build.prepare_data(cli.load_config(f"configs/{name}.py"))
+    counts = np.zeros(data.tokenizer.vocab_size, np.int64)
+    for batch in eval_batches(data, batch_size=64):
+        counts += np.bincount(batch["targets"][batch["loss_weights"] > 0], minlength=len(counts))
+    return counts.tolist()
+
+
+def invariance(folder: pathlib.Path) -> Rows:
+    """The long form of tests/invariance, and a run passed between devices and processes."""
+    eight = runs.environment(XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    suite = subprocess.run(
+        [sys.executable, "-m", "tests.invariance.long"], env=eight, cwd=runs.ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert suite.returncode == 0, "tests.invariance.long failed"
+    rows: Rows = [tuple(row) for row in json.loads(suite.stdout)]
+
+    from tests.invariance.processes import chain
+
+    rows += chain(folder)
+    corpus = runs.write_corpus(folder)
+    one, two = folder / "bfloat16-alone", folder / "bfloat16-restarted"
+    assert runs.run(runs.train_command(one, corpus, model__dtype="bfloat16")).returncode == 0
+    for minutes in (0.0001, 0.0001, 0):
+        runs.run(runs.train_command(two, corpus, model__dtype="bfloat16", train__max_minutes=minutes))
+    runs.assert_same_run(one, two)
+    return [*rows, ("bfloat16, restarted twice", "losses and final arrays bit for bit", True)]
+
+
+PARTS: dict[str, Callable[[pathlib.Path], Rows]] = {
+    "crash": crash,
+    "start": start,
+    "quality": quality,
+    "learn": learn,
+    "invariance": invariance,
+}
 
 
 def main() -> int:
@@ -115,7 +206,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 table += [(name, *row) for row in PARTS[name](pathlib.Path(folder))]
-            except AssertionError as error:
+            except (AssertionError, subprocess.TimeoutExpired) as error:
                 table.append((name, "failed", str(error).strip().splitlines()[-1][:200], False))
     for name, what, figure, met in table:
         print(f"{name:<8} {'ok  ' if met else 'MISS'} {what:<42} {figure}")

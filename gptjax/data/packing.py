@@ -47,6 +47,46 @@ def pack(documents: Iterable[np.ndarray], *, seq_len: int, eos_id: int) -> Itera
         yield from rows
 
 
+def pack_pairs(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], *, seq_len: int, eos_id: int, start_id: int
+) -> Iterator[np.ndarray]:
+    """Packs pairs of source and target, in order, into rows as long as both sides have room.
+
+    A source s_1 .. s_m becomes the encoder's s_1, .., s_m, eos; a target t_1 .. t_n the inputs start, t_1, .., t_n with
+    the targets t_1, .., t_n, eos.
+
+    >>> for row in pack_pairs([(np.array([5]), np.array([6, 7]))], seq_len=4, eos_id=9, start_id=0):
+    ...     print(row.tolist())
+    [[0, 6, 7, 0], [6, 7, 9, 0], [1, 1, 1, 0], [0, 1, 2, 0], [5, 9, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0]]
+
+    Args:
+      pairs: token ids [m] and [n], each shorter than `seq_len`.
+      seq_len: S and T.
+      eos_id: the token after each source and target.
+      start_id: what the decoder's input begins with.
+
+    Yields:
+      int32 [7, T]: the decoder's inputs, targets, segment_ids and positions, and the encoder's tokens, segment_ids and
+      positions. A target has the segment id of its source, counted from 1 in each row; padding is 0 everywhere.
+    """
+    row = np.zeros((7, seq_len), np.int32)
+    encoder_used = decoder_used = number = 0
+    for source, target in pairs:
+        source, target = np.append(source, eos_id), np.append(target, eos_id)
+        if encoder_used + len(source) > seq_len or decoder_used + len(target) > seq_len:
+            yield row
+            row = np.zeros((7, seq_len), np.int32)
+            encoder_used = decoder_used = number = 0
+        number += 1
+        decoder, encoder = row[:4, decoder_used:][:, : len(target)], row[4:, encoder_used:][:, : len(source)]
+        decoder[0, 0], decoder[0, 1:], decoder[1] = start_id, target[:-1], target
+        decoder[2], decoder[3] = number, np.arange(len(target))
+        encoder[0], encoder[1], encoder[2] = source, number, np.arange(len(source))
+        encoder_used, decoder_used = encoder_used + len(source), decoder_used + len(target)
+    if number:
+        yield row
+
+
 def _blocks(documents: Iterable[np.ndarray], size: int, eos_id: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields the documents' targets and where documents start, in blocks of `size`, the last one shorter."""
     closing = np.array([eos_id], np.int32)

@@ -1,10 +1,12 @@
 """The data pipeline: a corpus, tokenized and packed once into rows on disk, and read back as batches.
 
 Rows are read in a seeded order by random access, so that one number, the rows consumed so far, is the state of the
-data, whatever the number of processes and threads.
+data, whatever the number of processes and threads. What an objective draws at random for a row is seeded by (seed, epoch,
+row), so it too depends on nothing else.
 """
 
 import functools
+import itertools
 import json
 import sys
 import time
@@ -16,10 +18,19 @@ import numpy as np
 
 from gptjax.data.cache import build_once, fingerprint
 from gptjax.data.corpora import Corpus, open_corpus
+from gptjax.data.objectives import (
+    TEXT_IN_ORDER,
+    Objective,
+    ObjectiveFn,
+    decoder_start,
+    make_objective,
+    special_tokens,
+)
 from gptjax.data.rows import open_rows, row_dtype, write_rows
 from gptjax.data.tokenizers import KINDS, Tokenizer, build_tokenizer
 
 _FORMAT = 1  # of the rows on disk; a new number leaves those of the old format alone
+_EVAL_SEED = 1 << 32  # no run's: theirs are below
 
 Batch = dict[str, np.ndarray]
 
@@ -31,13 +42,15 @@ class PackedData(NamedTuple):
       path: the folder with the rows and tokenizer.json.
       tokenizer: made from the training documents, or loaded.
       seq_len: T, the length of a row.
+      objective: what batches ask of a model.
       num_rows: by split.
-      num_tokens: targets that are not padding, by split.
+      num_tokens: targets that are not padding, by split, before an objective chooses among them.
     """
 
     path: Path
     tokenizer: Tokenizer
     seq_len: int
+    objective: Objective
     num_rows: dict[str, int]
     num_tokens: dict[str, int]
 
@@ -47,39 +60,57 @@ def prepare(
     corpus: str,
     files: str,
     text_field: str,
-    tokenizer: str,
+    tokenizer: str | Tokenizer,
     vocab_size: int,
     validation_fraction: float,
     seq_len: int,
     cache_dir: Path,
+    objective: Objective = Objective(),  # noqa: B008 - immutable
+    target_field: str | None = None,
 ) -> PackedData:
     """Tokenizes and packs a corpus, or finds that done already in `cache_dir`.
 
     Args:
       corpus, files, text_field, validation_fraction: as `corpora.open_corpus` takes them.
-      tokenizer: a kind or path, as `tokenizers.build_tokenizer` takes it.
+      tokenizer: a kind, a path or a tokenizer, as `tokenizers.build_tokenizer` takes it.
       vocab_size: V, for the tokenizer 'bpe'.
       seq_len: T, the length of a row.
       cache_dir: the prepared rows lie in a folder of it named by all that determines them.
+      objective: what to train for; rows are the same for all objectives with the same special tokens and frame.
+      target_field: as `corpora.open_corpus` takes it, for 'seq2seq' alone: where the targets are. A pair of which a text
+        does not fit in a row is left out, and their number is printed.
 
     Raises:
-      ValueError: if an argument or a document breaks its rule, or the training documents do not fill a row.
+      ValueError: if an argument or a document breaks its rule, the training documents do not fill a row, or the tokenizer
+        lacks a special token of the objective.
       FileNotFoundError: if files or the tokenizer are not there.
     """
     cache_dir = Path(cache_dir).expanduser().resolve()
+    if (objective.name == "seq2seq") != (target_field is not None):
+        raise ValueError(
+            f"data.target_field {target_field!r}: 'seq2seq' needs one, data.objective {objective.name!r} is set"
+        )
     source = open_corpus(
-        corpus, files=files, text_field=text_field, validation_fraction=validation_fraction, cache_dir=cache_dir
+        corpus,
+        files=files,
+        text_field=text_field,
+        target_field=target_field,
+        validation_fraction=validation_fraction,
+        cache_dir=cache_dir,
     )
-    make_tokenizer = functools.partial(build_tokenizer, tokenizer, vocab_size=vocab_size)
-    if tokenizer in KINDS:
-        identity = f"{tokenizer} {vocab_size if tokenizer == 'bpe' else ''}"
+    specials = special_tokens(objective.name)
+    make_tokenizer = functools.partial(build_tokenizer, tokenizer, vocab_size=vocab_size, special_tokens=specials)
+    if isinstance(tokenizer, str) and tokenizer in KINDS:
+        identity = " ".join([tokenizer, str(vocab_size) if tokenizer == "bpe" else "", *specials])
     else:
-        identity = Tokenizer.load(tokenizer).to_json()
-    key = fingerprint([str(_FORMAT), source.fingerprint, identity, str(seq_len)])
+        loaded = make_tokenizer(documents=lambda: iter(()))
+        identity = json.dumps(loaded.roles) + loaded.to_json()
+    frame = objective.frame()
+    key = fingerprint([str(_FORMAT), source.fingerprint, identity, str(frame), str(seq_len)])
     folder = cache_dir / "rows" / key
-    build_once(folder, functools.partial(_write, source, make_tokenizer, seq_len, folder))
+    build_once(folder, functools.partial(_write, source, make_tokenizer, seq_len, objective, folder))
     counts = json.loads((folder / "counts.json").read_text())
-    return PackedData(folder, Tokenizer.load(folder), seq_len, counts["num_rows"], counts["num_tokens"])
+    return PackedData(folder, Tokenizer.load(folder), seq_len, objective, counts["num_rows"], counts["num_tokens"])
 
 
 def train_batches(
@@ -101,12 +132,11 @@ def train_batches(
       batch_size: the rows of a global batch, over all processes.
       seed: of the permutations, from 0 to 2**32 - 1.
       start_row: the rows consumed before.
-      cross_document: let attention and positions run over a whole row, through the documents in it.
+      cross_document: of 'causal', let attention and positions run over a whole row, through the documents in it.
       process_index, process_count: which contiguous share of each global batch to return.
 
     Returns:
-      An iterator over dicts of int32 [B, T] `inputs`, `targets`, `segment_ids` and `positions`, and float32 [B, T]
-      `loss_weights`, 1 for each target that is not padding; B is this process's share.
+      An iterator over dicts of what `objectives.make_objective` says, with an axis B in front, this process's share.
 
     Raises:
       ValueError: if `batch_size` is not divisible by `process_count`.
@@ -115,10 +145,15 @@ def train_batches(
     import grain  # more than a second of imports
 
     source = open_rows(data.path, "train", data.num_rows["train"])
-    rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat()[start_row:]
-    to_batch = functools.partial(_to_batch, data, cross_document)
+    num_rows, to_example = len(source), _reader(data, cross_document)
+
+    def read(index: int, numbered: tuple[int, bytes]) -> Batch:
+        return to_example(numbered[1], np.random.default_rng((seed, index // num_rows, numbered[0])))
+
+    numbered = grain.MapDataset.source(source).map_with_index(lambda row, content: (row, content))
+    examples = numbered.seed(seed).shuffle().repeat().map_with_index(read)[start_row:]
     # Nothing remains of an endless sequence; but without drop_remainder its length overflows when share is 1.
-    batches = rows.batch(share, drop_remainder=True, batch_fn=to_batch)[process_index::process_count]
+    batches = examples.batch(share, drop_remainder=True, batch_fn=_stack)[process_index::process_count]
 
     def iterate() -> Generator[Batch, None, None]:
         iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
@@ -140,7 +175,7 @@ def eval_batches(
     process_count: int = 1,
     max_batches: int | None = None,
 ) -> Iterator[Batch]:
-    """Returns each row of `split` once, in order, in batches as `train_batches` has them.
+    """Returns each row of `split` once, in order, in batches as `train_batches` has them, the same every time.
 
     The last batch is filled up with rows of zeros, `loss_weights` included, so that shapes never change.
 
@@ -155,14 +190,30 @@ def eval_batches(
     share = _process_share(batch_size, process_count)
     num_rows = data.num_rows[split]
     source = open_rows(data.path, split, num_rows)
+    to_example = _reader(data, cross_document)
+    padding = empty_batch(data, share)
 
     def read(batch_start: int) -> Batch:
         start = batch_start + process_index * share
-        rows = [source[row] for row in range(start, min(start + share, num_rows))]
-        empty_row = bytes(4 * data.seq_len * row_dtype(data.tokenizer.vocab_size, data.seq_len).itemsize)
-        return _to_batch(data, cross_document, rows + [empty_row] * (share - len(rows)))
+        examples = [
+            to_example(source[row], np.random.default_rng((_EVAL_SEED, 0, row)))
+            for row in range(start, min(start + share, num_rows))
+        ]
+        return {key: np.stack([*(e[key] for e in examples), *zeros[len(examples) :]]) for key, zeros in padding.items()}
 
     return map(read, range(0, num_rows, batch_size)[:max_batches])
+
+
+def empty_batch(data: PackedData, num_rows: int) -> Batch:
+    """Returns a batch of `num_rows` rows of padding: the names, shapes and types of every batch."""
+    num_fields = 7 if data.objective.name == "seq2seq" else 4
+    example = _objective(data)(np.zeros((num_fields, data.seq_len), np.int32), np.random.default_rng(0))
+    return {key: np.zeros((num_rows, *value.shape), value.dtype) for key, value in example.items()}
+
+
+def target_bytes(data: PackedData) -> np.ndarray | None:
+    """Returns the UTF-8 bytes each token stands for, [V], if targets are text read in order; else None."""
+    return data.tokenizer.token_bytes if data.objective.name in TEXT_IN_ORDER else None
 
 
 def _process_share(batch_size: int, process_count: int) -> int:
@@ -171,34 +222,56 @@ def _process_share(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _to_batch(data: PackedData, cross_document: bool, rows: Sequence[bytes]) -> Batch:
+def _objective(data: PackedData, cross_document: bool = False) -> ObjectiveFn:
+    return make_objective(data.objective, data.tokenizer, data.seq_len, cross_document=cross_document)
+
+
+def _reader(data: PackedData, cross_document: bool) -> Callable[[bytes, np.random.Generator], Batch]:
+    """From a row's bytes to an example."""
     dtype = row_dtype(data.tokenizer.vocab_size, data.seq_len)
-    packed = np.frombuffer(b"".join(rows), dtype).reshape(-1, 4, data.seq_len)
-    inputs, targets, segment_ids, positions = packed.swapaxes(0, 1).astype(np.int32, order="C")
-    is_real = segment_ids > 0
-    if cross_document:
-        segment_ids = is_real.astype(np.int32)
-        positions = np.where(is_real, np.arange(data.seq_len, dtype=np.int32), 0)
-    return {
-        "inputs": inputs,
-        "targets": targets,
-        "segment_ids": segment_ids,
-        "positions": positions,
-        "loss_weights": is_real.astype(np.float32),
-    }
+    objective = _objective(data, cross_document)
+
+    def read(content: bytes, rng: np.random.Generator) -> Batch:
+        return objective(np.frombuffer(content, dtype).reshape(-1, data.seq_len).astype(np.int32), rng)
+
+    return read
+
+
+def _stack(examples: Sequence[Batch]) -> Batch:
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
 
 def _write(
-    corpus: Corpus, make_tokenizer: Callable[..., Tokenizer], seq_len: int, destination: Path, folder: Path
+    corpus: Corpus,
+    make_tokenizer: Callable[..., Tokenizer],
+    seq_len: int,
+    objective: Objective,
+    destination: Path,
+    folder: Path,
 ) -> None:
     """Writes the tokenizer, the rows of both splits, and their counts into `folder`."""
     started = time.monotonic()
-    tokenizer = make_tokenizer(documents=corpus.splits["train"])
-    tokenizer.save(folder / "tokenizer.json")
+    is_pairs = objective.name == "seq2seq"
+
+    def texts() -> Iterator[str]:
+        documents = corpus.splits["train"]()
+        return itertools.chain.from_iterable(documents) if is_pairs else documents  # type: ignore[return-value]
+
+    tokenizer = make_tokenizer(documents=texts)
+    tokenizer.frame(**objective.frame())
+    tokenizer.save(folder)
+    start_id = decoder_start(tokenizer) if is_pairs else None
     counts = {
-        split: write_rows(folder, split, documents, tokenizer, seq_len) for split, documents in corpus.splits.items()
+        split: write_rows(folder, split, documents, tokenizer, seq_len, start_id=start_id)
+        for split, documents in corpus.splits.items()
     }
-    if counts["train"]["num_tokens"] < seq_len:
+    for split, count in counts.items():
+        if is_pairs and not count["num_rows"]:
+            raise ValueError(
+                f"data.corpus {corpus.name!r}: none of the {count['num_documents']} pairs of the {split} split fits in a "
+                f"row of model.max_seq_len {seq_len}"
+            )
+    if not is_pairs and counts["train"]["num_tokens"] < seq_len:
         raise ValueError(
             f"data.files: the training documents of data.corpus {corpus.name!r} hold {counts['train']['num_tokens']} "
             f"tokens, which do not fill one row of model.max_seq_len {seq_len}"
@@ -207,7 +280,7 @@ def _write(
     (folder / "counts.json").write_text(json.dumps(by_kind, indent=2) + "\n")
     summary = "; ".join(
         f"{split} {c['num_documents']:,} documents, {c['num_bytes']:,} bytes, {c['num_tokens']:,} tokens, "
-        f"{c['num_rows']:,} rows"
+        f"{c['num_rows']:,} rows" + (f", {c['num_dropped']:,} left out as too long" if c["num_dropped"] else "")
         for split, c in counts.items()
     )
     seconds = time.monotonic() - started

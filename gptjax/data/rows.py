@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gptjax.data.corpora import Documents
-from gptjax.data.packing import pack
+from gptjax.data.corpora import Document, Documents
+from gptjax.data.packing import pack, pack_pairs
 from gptjax.data.tokenizers import Tokenizer
 
 _GROUP_CHARACTERS = 1 << 22  # tokenized at once
@@ -19,7 +19,7 @@ def row_dtype(vocab_size: int, seq_len: int) -> np.dtype:
 
 
 def open_rows(folder: Path, split: str, num_rows: int) -> Sequence[bytes]:
-    """Returns the rows of `split` by index, each the bytes of a [4, T] array of `row_dtype`.
+    """Returns the rows of `split` by index, each the bytes of a [4, T] array of `row_dtype`, of pairs [7, T].
 
     Raises:
       ValueError: if there are not `num_rows` of them.
@@ -32,28 +32,54 @@ def open_rows(folder: Path, split: str, num_rows: int) -> Sequence[bytes]:
     return source
 
 
-def write_rows(folder: Path, split: str, documents: Documents, tokenizer: Tokenizer, seq_len: int) -> dict[str, int]:
+def write_rows(
+    folder: Path,
+    split: str,
+    documents: Documents,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    *,
+    start_id: int | None = None,
+) -> dict[str, int]:
     """Tokenizes and packs the documents of `split` into `folder`.
 
+    Args:
+      start_id: where documents are pairs, what a decoder's input begins with; None for texts.
+
     Returns:
-      num_documents, num_bytes (of UTF-8), num_tokens (targets that are not padding), and num_rows.
+      num_documents, num_bytes (of UTF-8), num_tokens (targets that are not padding), num_rows, and num_dropped, the pairs
+      of which a text does not fit in a row.
     """
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
     path, dtype = str(_path(folder, split)), row_dtype(tokenizer.vocab_size, seq_len)
-    counts = dict.fromkeys(("num_documents", "num_bytes", "num_tokens", "num_rows"), 0)
+    counts = dict.fromkeys(("num_documents", "num_bytes", "num_tokens", "num_rows", "num_dropped"), 0)
     with tqdm(desc=f"tokenizing {split}", unit="B", unit_scale=True, leave=False, disable=None) as progress:
 
-        def tokenize() -> Iterator[np.ndarray]:
+        def tokenize() -> Iterator[list[np.ndarray]]:
+            """Yields each document's ids, of a pair two."""
             for group in _groups(documents()):
-                num_bytes = sum(len(text.encode()) for text in group)
+                texts = [text for document in group for text in _texts(document)]
+                num_bytes = sum(len(text.encode()) for text in texts)
                 counts["num_documents"] += len(group)
                 counts["num_bytes"] += num_bytes
-                yield from tokenizer.encode_batch(group)
+                ids = iter(tokenizer.encode_batch(texts))
+                yield from ([next(ids) for _ in _texts(document)] for document in group)
                 progress.update(num_bytes)
 
+        def fitting() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for source, target in tokenize():
+                if max(len(source), len(target)) < seq_len:  # and an end
+                    yield source, target
+                else:
+                    counts["num_dropped"] += 1
+
+        if start_id is None:
+            packed = pack((ids for (ids,) in tokenize()), seq_len=seq_len, eos_id=tokenizer.eos_id)
+        else:
+            packed = pack_pairs(fitting(), seq_len=seq_len, eos_id=tokenizer.eos_id, start_id=start_id)
         writer = ArrayRecordWriter(path, "group_size:1")  # each row by itself: they are read in random order
-        for row in pack(tokenize(), seq_len=seq_len, eos_id=tokenizer.eos_id):
+        for row in packed:
             writer.write(row.astype(dtype).tobytes())
             counts["num_rows"] += 1
             counts["num_tokens"] += int(np.count_nonzero(row[2]))
@@ -65,16 +91,21 @@ def write_rows(folder: Path, split: str, documents: Documents, tokenizer: Tokeni
     return counts
 
 
+def _texts(document: Document) -> tuple[str, ...]:
+    return (document,) if isinstance(document, str) else document
+
+
 def _path(folder: Path, split: str) -> Path:
     return folder / f"{split}.array_record"
 
 
-def _groups(documents: Iterator[str]) -> Iterator[list[str]]:
+def _groups(documents: Iterator[Document]) -> Iterator[list[Document]]:
     """Yields the documents in lists of about `_GROUP_CHARACTERS` together."""
-    group, size = [], 0
-    for text in documents:
-        group.append(text)
-        size += len(text)
+    group: list[Document] = []
+    size = 0
+    for document in documents:
+        group.append(document)
+        size += sum(map(len, _texts(document)))
         if size >= _GROUP_CHARACTERS:
             yield group
             group, size = [], 0

@@ -6,7 +6,7 @@ import io
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,14 @@ def _write_standard_library(folder: Path) -> None:
         raise RuntimeError(f"TFDS wrote {written} documents to {folder} and read back {read}")
 
 
-def open_data_set(name: str, *, text_field: str, data_dir: Path) -> tuple[str, dict[str, Callable[[], Iterator[str]]]]:
+def open_data_set(
+    name: str, *, fields: Sequence[str], data_dir: Path
+) -> tuple[str, dict[str, Callable[[], Iterator[Any]]]]:
     """Opens any TFDS data set, downloading and preparing it if `data_dir` does not hold it yet.
 
     Args:
       name: as `tfds.builder` takes it: 'lm1b', 'wikipedia/20230601.en'.
-      text_field: the feature that holds the text.
+      fields: the feature that holds the text, or those of a pair's two texts.
       data_dir: where TFDS keeps its data sets.
 
     Returns:
@@ -70,15 +72,16 @@ def open_data_set(name: str, *, text_field: str, data_dir: Path) -> tuple[str, d
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(f"data.corpus 'tfds:{name}': TFDS {tfds.__version__} has no such data set") from error
     text_features = [key for key, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text)]
-    if text_field not in text_features:
-        raise ValueError(f"data.text_field {text_field!r} is not a text feature of tfds:{name}; it has {text_features}")
+    for option, field in zip(("text_field", "target_field"), fields, strict=False):
+        if field not in text_features:
+            raise ValueError(f"data.{option} {field!r} is not a text feature of tfds:{name}; it has {text_features}")
     if not builder.is_prepared():
         _check_online(name, builder)
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare()
     splits = sorted(builder.info.splits.items())
-    parts = [builder.info.full_name, text_field, *(f"{s}: {info.num_examples} {info.num_bytes}" for s, info in splits)]
-    return fingerprint(parts), {s: functools.partial(_read_texts, builder, s, text_field) for s, _ in splits}
+    parts = [builder.info.full_name, *fields, *(f"{s}: {info.num_examples} {info.num_bytes}" for s, info in splits)]
+    return fingerprint(parts), {s: functools.partial(_read_texts, builder, s, *fields) for s, _ in splits}
 
 
 def _check_online(name: str, builder: Any) -> None:
@@ -94,7 +97,9 @@ def _check_online(name: str, builder: Any) -> None:
             ) from error
 
 
-def _read_texts(builder: Any, split: str, text_field: str) -> Iterator[str]:
+def _read_texts(builder: Any, split: str, *fields: str) -> Iterator[Any]:
+    """Yields the texts, or pairs of texts, of `split`; those with an empty text are left out."""
     for example in builder.as_data_source(split):
-        if text := example[text_field].decode():
-            yield text
+        texts = tuple(example[field].decode() for field in fields)
+        if all(texts):
+            yield texts if len(texts) > 1 else texts[0]

@@ -7,14 +7,15 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 # data: rows, replicated parameters. fsdp: rows, parameters split. tensor: heads and MLP split. context: positions split.
-AXES = ("data", "fsdp", "tensor", "context")
+# expert: rows, experts split.
+AXES = ("data", "fsdp", "tensor", "context", "expert")
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Lays the devices out as a grid.
 
     Args:
-      sizes: the size of each of `AXES`; one may be -1, for all devices that are left.
+      sizes: of `AXES`, those left out being 1; one may be -1, for all devices that are left.
       devices: None for all devices of the default platform.
 
     Returns:
@@ -24,8 +25,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
       ValueError: sizes whose product is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [sizes[axis] for axis in AXES]
-    asked = " ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    shape = [sizes.get(axis, 1) for axis in AXES]
+    asked = " ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
         raise ValueError(f"{asked}: sizes must be at least 1, or -1 for one of them")
     if -1 in shape:
@@ -34,3 +35,12 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         raise ValueError(f"{asked}: the product must be the number of devices, {len(devices)}")
     # Auto axes: Linen layers know no sharding, and make_mesh would choose Explicit ones.
     return jax.make_mesh(tuple(shape), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def target_platform() -> str:
+    """'cpu', 'gpu' or 'tpu': what is being compiled for, which need not be here.
+
+    The platform of the mesh that `jax.set_mesh` has set, or the default one.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()

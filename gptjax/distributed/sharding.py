@@ -5,24 +5,35 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 # Block parameters carry a leading [L], never split. Shapes in the legend of array_types.
 RULES: tuple[tuple[str, P], ...] = (
     (r"token_embedding/embedding$", P("tensor", "fsdp")),  # [V, D]
-    (r"position_embedding/embedding$", P(None, "fsdp")),  # [T, D]
+    (r"(position|type)_embedding/embedding$", P(None, "fsdp")),  # [T, D], and [2, D]
+    (r"relative_bias/embedding$", P(None, "tensor")),  # [buckets, H]
+    (r"attention/value_embedding$", P(None, None, "tensor", None)),  # [L, V, G, K]
+    (r"attention/sinks$", P(None, "tensor")),  # [L, H]
     (r"attention/(query|key|value)/kernel$", P(None, "fsdp", "tensor", None)),  # [L, D, H, K]
     (r"attention/(query|key|value)/bias$", P(None, "tensor", None)),  # [L, H, K]
     (r"attention/out/kernel$", P(None, "tensor", None, "fsdp")),  # [L, H, K, D]
-    (r"mlp/up/kernel$", P(None, "fsdp", "tensor")),  # [L, D, F]
-    (r"mlp/up/bias$", P(None, "tensor")),  # [L, F]
+    (r"mlp/(up|gate)/kernel$", P(None, "fsdp", "tensor")),  # [L, D, F]
+    (r"mlp/(up|gate)/bias$", P(None, "tensor")),  # [L, F]
     (r"mlp/down/kernel$", P(None, "tensor", "fsdp")),  # [L, F, D]
-    (r"head/kernel$", P("fsdp", "tensor")),  # [D, V]
-    (r"(out|down)/bias$|norm/(scale|bias)$", P()),
+    (r"mlp/router/kernel$", P(None, "fsdp", None)),  # [L, D, E]
+    (r"mlp/experts_(up|gate)/kernel$", P(None, "expert", "fsdp", "tensor")),  # [L, E, D, F]
+    (r"mlp/experts_down/kernel$", P(None, "expert", "tensor", "fsdp")),  # [L, E, F, D]
+    (r"head/scores/kernel$", P("fsdp", "tensor")),  # [D, V]
+    (r"head/bias$", P("tensor")),  # [V]
+    (r"(pooler/dense|head/transform|head/labels)/kernel$", P("fsdp", None)),  # [D, D], and [D, labels]
+    (r"(out|down|dense|transform|labels)/bias$|norm/(scale|bias)$|residual_scales$", P()),
     (r"^key$|ns_coeffs$", P()),  # the random key; Muon's polynomial
 )
-BATCH = P(("data", "fsdp"), "context")  # [B, T]
+BATCH = P(("data", "fsdp", "expert"), "context")  # [B, T]
+HIDDEN = P(*BATCH, None)  # [B, T, D]
+LOGITS = P(*BATCH, "tensor")  # [B, T, V]
+HEADS = P(*BATCH, "tensor", None)  # [B, T, H, K]
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:
@@ -51,11 +62,10 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
         if spec is None:
             raise ValueError(f"parameter {path} {leaf.shape} matches no sharding rule")
         for size, axes in zip(leaf.shape, spec, strict=False):
-            names = () if axes is None else (axes,) if isinstance(axes, str) else axes
-            ways = math.prod(mesh.shape[name] for name in names)
-            if size % ways:
+            if size % _ways(mesh, axes):
+                names = axes if isinstance(axes, str) else "*".join(axes)
                 raise ValueError(
-                    f"parameter {path} {leaf.shape}: {size} is not divisible by mesh.{'*'.join(names)}={ways}"
+                    f"parameter {path} {leaf.shape}: {size} is not divisible by mesh.{names}={_ways(mesh, axes)}"
                 )
         return NamedSharding(mesh, spec)
 
@@ -63,5 +73,25 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """How a batch [B, T] lies on the mesh: rows over data and fsdp, positions over context."""
+    """How a batch [B, T] lies on the mesh: rows over data, fsdp and expert, positions over context."""
     return NamedSharding(mesh, BATCH)
+
+
+def constrain(x: jax.Array, spec: P) -> jax.Array:
+    """Fixes how an activation lies on the mesh that `jax.set_mesh` has set; without a mesh, nothing.
+
+    Left to itself the compiler lets the embedding's D over fsdp spread to the residual stream, and every device computes
+    every row. Where the mesh does not divide `x`, as in generation, it may choose.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.lax.with_sharding_constraint(x, spec) if mesh.size > 1 and divides(mesh, x.shape, spec) else x
+
+
+def divides(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], spec: P) -> bool:
+    """Whether the mesh can split an array of `shape` evenly as `spec` says."""
+    return not any(size % _ways(mesh, axes) for size, axes in zip(shape, spec, strict=True))
+
+
+def _ways(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...] | None) -> int:
+    """Into how many parts the mesh splits an array's axis."""
+    return math.prod(mesh.shape[name] for name in ((axes,) if isinstance(axes, str) else axes or ()))

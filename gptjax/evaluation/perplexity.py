@@ -1,7 +1,7 @@
-"""Loss, perplexity and bits per byte over a whole split."""
+"""Loss, perplexity, accuracy and bits per byte over a whole split."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ def evaluate(
     eval_step: Callable[[Params, Batch], Metrics],
     params: Params,
     batches: Iterator[dict[str, np.ndarray]],
-    token_bytes: np.ndarray,
+    token_bytes: np.ndarray | None,
     put: Callable[[dict[str, np.ndarray]], Any],
 ) -> dict[str, float]:
     """Averages over every target of `batches`.
@@ -22,22 +22,45 @@ def evaluate(
       eval_step: from `training.step.make_eval_step`, jitted.
       params: of the model.
       batches: host batches [B, T]; rows without targets count for nothing.
-      token_bytes: [V], the UTF-8 bytes each token stands for.
+      token_bytes: [V], the UTF-8 bytes each token stands for, if the targets are text read in order; None if they are not.
       put: places a batch on the devices.
 
     Returns:
-      `eval/loss` (nats a token), `eval/perplexity`, and `eval/bits_per_byte`, which does not depend on the tokenizer.
+      `eval/loss` (nats a token), `eval/perplexity`, `eval/accuracy` (the share of targets that the likeliest token hits),
+      `eval/tokens` (how many targets there are), and, unless bytes are unknown, `eval/bits_per_byte`: all nats over the
+      bytes of the targets, which does not depend on the tokenizer. What a model is given (a prefix, a source) counts for
+      nothing in it.
+
+    Raises:
+      ValueError: if no batch has a target.
     """
     sums = []
     num_bytes = 0.0
     for batch in batches:
         sums.append(eval_step(params, put(batch)))
-        num_bytes += float(np.sum(token_bytes[batch["targets"]] * batch["loss_weights"], dtype=np.float64))
-    nats = sum(float(s["loss_sum"]) for s in sums)
-    tokens = sum(float(s["tokens"]) for s in sums)
+        if token_bytes is not None:
+            num_bytes += float(np.sum(token_bytes[batch["targets"]] * batch["loss_weights"], dtype=np.float64))
+    nats, correct, tokens = (sum(float(s[name]) for s in sums) for name in ("loss_sum", "correct", "tokens"))
+    if not tokens:
+        raise ValueError("there is nothing to evaluate: no batch has a target")
     loss = nats / tokens
-    return {
+    results = {
         "eval/loss": loss,
         "eval/perplexity": math.exp(loss) if loss < 700 else math.inf,
-        "eval/bits_per_byte": nats / math.log(2) / max(num_bytes, 1.0),
+        "eval/accuracy": correct / tokens,
+        "eval/tokens": tokens,
     }
+    if num_bytes > 0:  # NaN for a tokenizer that does not determine them
+        results["eval/bits_per_byte"] = nats / math.log(2) / num_bytes
+    return results
+
+
+def describe(results: Mapping[str, float]) -> str:
+    """The results of `evaluate` as a part of a sentence."""
+    formats = {
+        "eval/loss": "loss {:.4f} nats a token",
+        "eval/perplexity": "perplexity {:.2f}",
+        "eval/accuracy": "{:.2%} of targets hit",
+        "eval/bits_per_byte": "{:.4f} bits a byte",
+    }
+    return ", ".join(text.format(results[name]) for name, text in formats.items() if name in results)

@@ -1,12 +1,15 @@
-"""The decoder-only GPT (Radford et al., 2019): embeddings, blocks, a final norm and the language-model head."""
+"""The decoder-only GPT (Radford et al., 2019; Llama, Touvron et al., 2023): embeddings, blocks, a final norm, a head."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from gptjax.array_types import Array
-from gptjax.models.attention import KVCache, cache_mask, causal_mask
-from gptjax.models.layers import Einsum, Embedding, dropout
-from gptjax.models.transformer import DTYPES, Blocks, TransformerConfig, make_norm
+from gptjax.models.attention import BlockInputs, KVCache
+from gptjax.models.attention_ops import Mask, row_mask
+from gptjax.models.config import TransformerConfig
+from gptjax.models.embedder import Embedder, ScoreBias, row_positions
+from gptjax.models.heads import Head
+from gptjax.models.transformer import Blocks, make_norm
 
 
 class GPT(nn.Module):
@@ -20,12 +23,13 @@ class GPT(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.token_embedding = Embedding((c.vocab_size, c.embed_dim))
-        self.position_embedding = Embedding((c.max_seq_len, c.embed_dim))
+        self.embedder = Embedder(c)
+        nn.share_scope(self, self.embedder)
+        self.relative_bias = ScoreBias(c, bidirectional=False)
         self.blocks = Blocks(c)
-        self.final_norm = make_norm(c, "final_norm")
-        if not c.tie_embeddings:
-            self.head = Einsum((c.embed_dim, c.vocab_size))
+        if c.norm_position == "pre":
+            self.final_norm = make_norm(c, "final_norm")
+        self.head = Head(c)
 
     def __call__(
         self,
@@ -33,44 +37,76 @@ class GPT(nn.Module):
         *,
         positions: Array | None = None,
         segment_ids: Array | None = None,
+        prefix: Array | None = None,
         dropout_rate: Array | None = None,
     ) -> Array:
-        """Scores the next token at each place.
+        """Applies the head to the hidden states; for a language model, scores the next token at each place.
 
         Args:
           tokens: [B, T] int32.
           positions: [B, T], each token's place in its document; None for 0 .. T-1.
           segment_ids: [B, T], each token's document in the row, 0 for padding; None for one document.
+          prefix: bool [B, T], tokens that their whole document sees (prefix LM); None for none.
           dropout_rate: scalar; None for no dropout. Needs an rng named 'dropout'.
 
         Returns:
-          logits [B, T, V] in the dtype of the computation.
+          What `heads.Head` gives, in the dtype of the computation: logits [B, T, V] of a language model.
         """
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        x = self._embed(tokens, positions, dropout_rate)
-        x, _ = self.blocks(x, causal_mask(tokens.shape[1], segment_ids), dropout_rate=dropout_rate)
-        return self._logits(x)
+        x = self.hidden_states(
+            tokens, positions=positions, segment_ids=segment_ids, prefix=prefix, dropout_rate=dropout_rate
+        )
+        return self.head(x, self.embedder.token_embedding, segment_ids=segment_ids, dropout_rate=dropout_rate)
 
-    def decode(self, tokens: Array, positions: Array, cache: KVCache) -> tuple[Array, KVCache]:
+    def hidden_states(
+        self,
+        tokens: Array,
+        *,
+        positions: Array | None = None,
+        segment_ids: Array | None = None,
+        prefix: Array | None = None,
+        dropout_rate: Array | None = None,
+    ) -> Array:
+        """The last block's output after the final norm, [B, T, D]; arguments as in `__call__`."""
+        positions = row_positions(self.config, tokens, positions)
+        mask = row_mask(tokens, segment_ids, causal=True, prefix=prefix)
+        return self._apply_blocks(tokens, positions, mask, dropout_rate, None, None)[0]
+
+    def decode(
+        self, tokens: Array, positions: Array, cache: KVCache, *, prefix: Array | None = None
+    ) -> tuple[Array, KVCache]:
         """Scores the next token after `tokens` [B, T] at `positions` [B, T], given a cache of what came before.
+
+        Args:
+          tokens, positions: what is new.
+          cache: of what came before.
+          prefix: bool [B, S], slots of the cache that every token sees (prefix LM), written by the first call and given to
+            all; None for none.
 
         Returns:
           (logits [B, T, V], the cache with `tokens` written).
         """
-        x = self._embed(tokens, positions, None)
-        mask = cache_mask(positions, cache.key.shape[2])
-        x, new_cache = self.blocks(x, mask, cache=cache, positions=positions)
+        mask = cache_mask(positions, cache)._replace(prefix=prefix)
+        x, new_cache = self._apply_blocks(tokens, positions, mask, None, cache, positions)
         assert new_cache is not None
-        return self._logits(x), new_cache
+        return self.head(x, self.embedder.token_embedding), new_cache
 
-    def _embed(self, tokens: Array, positions: Array, dropout_rate: Array | None) -> Array:
-        dtype = DTYPES[self.config.dtype]
-        x = self.token_embedding(tokens, dtype) + self.position_embedding(positions, dtype)
-        return dropout(x, dropout_rate, lambda: self.make_rng("dropout"))
+    def _apply_blocks(
+        self,
+        tokens: Array,
+        positions: Array,
+        mask: Mask,
+        dropout_rate: Array | None,
+        cache: KVCache | None,
+        slots: Array | None,
+    ) -> tuple[Array, KVCache | None]:
+        x = self.embedder(tokens, positions, dropout_rate=dropout_rate)
+        inputs = BlockInputs(
+            positions, mask, tokens, x, slots=slots, bias=self.relative_bias(), dropout_rate=dropout_rate
+        )
+        x, cache = self.blocks(x, inputs, cache)
+        return (self.final_norm(x) if self.config.norm_position == "pre" else x), cache
 
-    def _logits(self, x: Array) -> Array:
-        x = self.final_norm(x)
-        if self.config.tie_embeddings:
-            return self.token_embedding.attend(x)
-        return self.head("btd,dv->btv", x)
+
+def cache_mask(positions: Array, cache: KVCache) -> Mask:
+    """A query at `positions` [B, T] sees the slots of a cache [L, B, S, G, K] up to its own."""
+    return Mask(positions, jnp.arange(cache.key.shape[2])[None])

@@ -129,13 +129,15 @@ class RMSNorm(nn.Module):
         return (y * self.param("scale", nn.initializers.ones, (x.shape[-1],))).astype(x.dtype)
 
 
-# Ungated activations by name.
+# Activations by name.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": jax.checkpoint(lambda x: jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)),
     "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }
+# Of a gate, which multiplies a second projection (Shazeer, 2020, arXiv:2002.05202).
+GATED_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"swiglu": jax.nn.silu, "geglu": ACTIVATIONS["gelu"]}
 
 
 def dropout(x: Array, rate: Array | float | None, key: Callable[[], Array]) -> Array:

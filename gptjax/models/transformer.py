@@ -9,72 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.array_types import Array
-from gptjax.models.attention import Attention, KVCache
-from gptjax.models.layers import ACTIVATIONS, INIT_STD, Einsum, LayerNorm, RMSNorm, dropout
+from gptjax.distributed.sharding import HIDDEN, constrain
+from gptjax.models.attention import Attention, BlockInputs, KVCache
+from gptjax.models.config import TransformerConfig
+from gptjax.models.experts import mix_experts
+from gptjax.models.layers import ACTIVATIONS, GATED_ACTIVATIONS, INIT_STD, Einsum, LayerNorm, RMSNorm, dropout
 
-NORMS = ("layernorm", "rmsnorm")
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # What a block keeps for its backward pass; the rest is computed again.
 REMAT_POLICIES = {
-    "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """The constructor arguments of a model, as `model.json` holds them.
-
-    Attributes:
-      vocab_size, num_layers, num_heads, num_kv_heads, head_dim, embed_dim, mlp_dim, max_seq_len: sizes.
-      norm: 'layernorm' or 'rmsnorm'; `norm_epsilon` is added to the variance.
-      activation: of the MLP, a name in `layers.ACTIVATIONS`.
-      use_bias: biases in projections, MLP and LayerNorm.
-      tie_embeddings: the head scores against the token embedding.
-      dtype: 'float32' or 'bfloat16', of the computation; parameters are always float32.
-      scan_layers: compile one block and scan, or compile all of them; the values are the same.
-      remat: 'none', 'dots' (keep matrix products of weights) or 'full' (keep block inputs only).
-
-    Raises:
-      ValueError: a size below 1, sizes that do not divide, or an unknown name.
-    """
-
-    vocab_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    embed_dim: int
-    mlp_dim: int
-    max_seq_len: int
-    norm: str = "layernorm"
-    norm_epsilon: float = 1e-5
-    activation: str = "gelu"
-    use_bias: bool = True
-    tie_embeddings: bool = True
-    dtype: str = "float32"
-    scan_layers: bool = False
-    remat: str = "none"
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and value < 1:
-                raise ValueError(f"model.{field.name} {value} must be at least 1")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"model.num_heads {self.num_heads} is not divisible by model.num_kv_heads {self.num_kv_heads}"
-            )
-        for name, known in [("norm", NORMS), ("activation", ACTIVATIONS), ("dtype", DTYPES), ("remat", REMAT_POLICIES)]:
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"model.{name} {value!r} is not one of {', '.join(known)}")
-
-    @property
-    def residual_std(self) -> float:
-        """Initial deviation of what writes to the residual stream (Radford et al., 2019, section 2.3)."""
-        return INIT_STD / (2 * self.num_layers) ** 0.5
 
 
 def make_norm(config: TransformerConfig, name: str) -> nn.Module:
@@ -85,89 +30,172 @@ def make_norm(config: TransformerConfig, name: str) -> nn.Module:
 
 
 class MLP(nn.Module):
-    """activation(x W_up + b_up) W_down + b_down."""
+    """activation(x W_up + b_up) W_down + b_down; gated, (activation(x W_gate) * x W_up) W_down."""
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = self.config
-        up = Einsum((c.embed_dim, c.mlp_dim), (c.mlp_dim,) if c.use_bias else None, name="up")
+        shape, bias_shape = (c.embed_dim, c.mlp_dim), (c.mlp_dim,) if c.use_bias else None
+        hidden = Einsum(shape, bias_shape, name="up")("btd,df->btf", x)
+        if c.activation in GATED_ACTIVATIONS:
+            hidden *= GATED_ACTIVATIONS[c.activation](Einsum(shape, bias_shape, name="gate")("btd,df->btf", x))
+        else:
+            hidden = ACTIVATIONS[c.activation](hidden)
         down = Einsum((c.mlp_dim, c.embed_dim), (c.embed_dim,) if c.use_bias else None, c.residual_std, name="down")
-        return down("btf,fd->btd", ACTIVATIONS[c.activation](up("btd,df->btf", x)))
+        return down("btf,fd->btd", hidden)
 
 
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): the pre-norm block of GPT-2."""
+class ExpertMLP(nn.Module):
+    """A mixture of MLPs: each token goes to the `experts_per_token` that its router scores highest, and none is dropped.
 
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        mask: Array,
-        *,
-        dropout_rate: Array | None = None,
-        cache: KVCache | None = None,
-        positions: Array | None = None,
-    ) -> tuple[Array, KVCache | None]:
-        c = self.config
-        attention = Attention(c.num_heads, c.num_kv_heads, c.head_dim, c.use_bias, c.residual_std, name="attention")
-        y, cache = attention(
-            make_norm(c, "attention_norm")(x), mask, dropout_rate=dropout_rate, cache=cache, positions=positions
-        )
-        x = x + y
-        y = MLP(c, name="mlp")(make_norm(c, "mlp_norm")(x))
-        return x + dropout(y, dropout_rate, lambda: self.make_rng("dropout")), cache
-
-
-class Blocks(nn.Module):
-    """`num_layers` blocks whose parameters are stacked on a leading [L], however they are compiled.
-
-    Scanned and unrolled are therefore the same values, the same checkpoint and the same parameter paths.
+    The chosen experts' outputs are weighted by their probabilities, made to add up to 1 (Mixtral, Jiang et al., 2024,
+    arXiv:2401.04088, section 2.1). Experts have no biases.
     """
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        mask: Array,
-        *,
-        dropout_rate: Array | None = None,
-        cache: KVCache | None = None,
-        positions: Array | None = None,
-    ) -> tuple[Array, KVCache | None]:
-        """Applies the blocks to `x` [B, T, D]; `cache` is [L, ...] and comes back updated."""
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """Returns ([B, T, D], the router's losses, a scalar).
+
+        The balance loss is `num_experts` times the sum over experts of the share of tokens times the mean probability
+        (Fedus et al., 2021, arXiv:2101.03961, section 2.2); the z-loss is the mean square of the router's logsumexp (Zoph
+        et al., 2022, arXiv:2202.08906, section 3). Both are means over the tokens of one micro-batch, padding included,
+        and so depend on how a batch is cut, by definition; the outputs do not.
+        """
         c = self.config
-        block = Block(c, parent=None)
+        logits = Einsum((c.embed_dim, c.num_experts), name="router")("btd,de->bte", x.astype(jnp.float32))
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        weights, chosen = jax.lax.top_k(probabilities, c.experts_per_token)
+        weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+        def kernel(name: str, shape: tuple[int, int], std: float = INIT_STD) -> Array:
+            return Kernel((c.num_experts, *shape), std, name=name)().astype(x.dtype)
+
+        up = kernel("experts_up", (c.embed_dim, c.mlp_dim))
+        gate = kernel("experts_gate", (c.embed_dim, c.mlp_dim)) if c.activation in GATED_ACTIVATIONS else None
+        down = kernel("experts_down", (c.mlp_dim, c.embed_dim), c.residual_std)
+        mixed = mix_experts(x, weights, chosen, (up, gate, down), c.activation)
+
+        sizes = jnp.bincount(chosen.reshape(-1), length=c.num_experts)
+        share = sizes.astype(jnp.float32) / chosen.size
+        balance = c.num_experts * jnp.sum(share * jnp.mean(probabilities, axis=(0, 1)))
+        z = jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))
+        return mixed, c.balance_loss * balance + c.router_z_loss * z
+
+
+class Kernel(nn.Module):
+    """A parameter `kernel` alone, for what is not an einsum."""
+
+    shape: tuple[int, ...]
+    std: float
+
+    @nn.compact
+    def __call__(self) -> Array:
+        return self.param("kernel", nn.initializers.normal(self.std), self.shape)
+
+
+class Block(nn.Module):
+    """Self-attention, attention over the encoder's output if there is one, and the MLP, each added to what it reads.
+
+    Pre-norm: x + f(norm(x)), as GPT-2 has it. Post-norm: norm(x + f(x)), as the original Transformer and BERT have it.
+    """
+
+    config: TransformerConfig
+    cross: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Array, inputs: BlockInputs, *, window: Array | int = 0, cache: KVCache | None = None
+    ) -> tuple[Array, tuple[KVCache | None, Array]]:
+        """Returns ([B, T, D], (the updated cache or None, the losses of a mixture of experts))."""
+        c = self.config
+        loss = jnp.zeros(())
+        if c.residual_scales:
+            scales = self.param("residual_scales", lambda _, shape: jnp.array([1.0, 0.0]), (2,)).astype(x.dtype)
+            x = scales[0] * x + scales[1] * inputs.embedded
+
+        def add(x: Array, norm_name: str, sublayer: Callable[[Array], Array]) -> Array:
+            norm = make_norm(c, norm_name)
+            return x + sublayer(norm(x)) if c.norm_position == "pre" else norm(x + sublayer(x))
+
+        def self_attention(y: Array) -> Array:
+            nonlocal cache
+            y, cache = Attention(c, name="attention")(y, inputs, window=window, cache=cache)
+            return y
+
+        def cross_attention(y: Array) -> Array:
+            nonlocal cache
+            y, cache = Attention(c, cross=True, name="cross_attention")(y, inputs, cache=cache)
+            return y
+
+        def mlp(y: Array) -> Array:
+            nonlocal loss
+            if c.num_experts:
+                y, loss = ExpertMLP(c, name="mlp")(y)
+            else:
+                y = MLP(c, name="mlp")(y)
+            return dropout(y, inputs.dropout_rate, lambda: self.make_rng("dropout"))
+
+        x = add(x, "attention_norm", self_attention)
+        if self.cross:
+            x = add(x, "cross_attention_norm", cross_attention)
+        return add(x, "mlp_norm", mlp), (cache, loss)
+
+
+class Blocks(nn.Module):
+    """Blocks whose parameters are stacked on a leading [L], however they are compiled.
+
+    Scanned and unrolled are therefore the same values, the same checkpoint and the same parameter paths.
+    """
+
+    config: TransformerConfig
+    cross: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, inputs: BlockInputs, cache: KVCache | None = None) -> tuple[Array, KVCache | None]:
+        """Applies the blocks to `x` [B, T, D]; `cache` is [L, ...] and comes back updated.
+
+        The losses of a mixture of experts, averaged over layers, are sown as 'router' in the collection 'losses'.
+        """
+        c = self.config
+        block = Block(c, self.cross, parent=None)
         if self.is_initializing():
             keys = jax.random.split(self.make_rng("params"), c.num_layers)
-            stacked = jax.vmap(lambda key: block.init(key, x, mask)["params"])(keys)
+            # Parameters do not depend on who computes attention, and not everyone computes it for one token.
+            plain = Block(dataclasses.replace(c, attention="plain"), self.cross, parent=None)
+            stacked = jax.vmap(lambda key: plain.init(key, x, inputs, cache=None)["params"])(keys)
             for name, value in stacked.items():
                 self.param(name, lambda _, value=value: value)
             return x, cache
 
-        def apply_block(x: Array, layer: tuple[Any, Any, Any]) -> tuple[Array, Any]:
-            params, key, layer_cache = layer
+        def apply_block(x: Array, layer: tuple[Any, ...]) -> tuple[Array, Any]:
+            params, key, layer_cache, window = layer
             return block.apply(
                 {"params": params},
-                x,
-                mask,
-                dropout_rate=dropout_rate,
+                constrain(x, HIDDEN),
+                inputs,
+                window=windows[0] if window is None else window,
                 cache=layer_cache,
-                positions=positions,
                 rngs=None if key is None else {"dropout": key},
             )
 
         if c.remat != "none":
             # Within a scan nothing can be merged across layers, so the barrier against it is not needed.
             apply_block = jax.checkpoint(apply_block, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
-        dropout_keys = None if dropout_rate is None else jax.random.split(self.make_rng("dropout"), c.num_layers)
-        layers = (self.variables["params"], dropout_keys, cache)
-        return (_scan if c.scan_layers else _unroll)(apply_block, x, layers, c.num_layers)
+        windows = c.windows
+        dropout_keys = None
+        if inputs.dropout_rate is not None:
+            dropout_keys = jax.random.split(self.make_rng("dropout"), c.num_layers)
+        # One window for all layers stays a number, which more implementations of attention can express.
+        by_layer = jnp.asarray(windows) if len(set(windows)) > 1 else None
+        layers = (self.variables["params"], dropout_keys, cache, by_layer)
+        x, (cache, losses) = (_scan if c.scan_layers else _unroll)(apply_block, x, layers, c.num_layers)
+        if c.num_experts:
+            self.sow("losses", "router", jnp.mean(losses))
+        return x, cache
 
 
 def _scan(apply_block: Callable, x: Array, layers: Any, num_layers: int) -> tuple[Array, Any]:

@@ -22,6 +22,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from gptjax.array_types import Params
+from gptjax.distributed.processes import from_first, is_first
 from gptjax.training.state import TrainState
 
 MANIFEST = "manifest.json"
@@ -38,7 +39,7 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir.
+    """The checkpoints of one workdir. With several processes, all of them make the same calls.
 
     Args:
       path: the folder `checkpoints` of the workdir; made by the first save.
@@ -67,12 +68,9 @@ class Checkpoints:
           OSError: the disk is full or not writable; also raised by `wait` for a save that failed in the background.
         """
         self.wait()
-        if step in self.steps():
-            return
         target = self.path / str(step)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in [target, *self.path.glob(f"{step}.*")]:  # of an interrupted save of this step
-            shutil.rmtree(leftover, ignore_errors=True)
+        if from_first(lambda: self._make_room(target)):
+            return
         items = {"params": state.params, "ema": state.ema, "training": state._replace(params={}, ema=None)}
         if jax.default_backend() == "cpu":
             # Orbax would write from the very memory that the next step overwrites.
@@ -82,10 +80,21 @@ class Checkpoints:
         self._writer = threading.Thread(target=self._finish, args=(target, response, {"step": step, "record": record}))
         self._writer.start()
 
+    def _make_room(self, target: pathlib.Path) -> bool:
+        """Removes what an interrupted save of this step left; returns whether it is saved already."""
+        if int(target.name) in self.steps():
+            return True
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in [target, *self.path.glob(f"{target.name}.*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+        return False
+
     def _finish(self, target: pathlib.Path, response: Any, manifest: dict[str, Any]) -> None:
         try:
             with _full_disk_as_os_error(target):
                 response.result()
+            if not is_first():
+                return
             files = [file for file in sorted(target.rglob("*")) if file.is_file()]
             manifest["files"] = {str(file.relative_to(target)): _digest(file) for file in files}
             write_json(target / MANIFEST, manifest)
@@ -117,6 +126,8 @@ class Checkpoints:
 
     def record_best(self, step: int, loss: float) -> None:
         """Records `step` as the best if `loss` is lower than the best so far; its save must be done (`wait`)."""
+        if not is_first():
+            return
         best = self.best()
         if best is None or loss < best["eval/loss"] or best["step"] not in self.steps():
             write_json(self.path / BEST, {"step": step, "eval/loss": loss})
@@ -149,27 +160,30 @@ class Checkpoints:
         Raises:
           ValueError: there are checkpoints, and all are damaged.
         """
-        steps = self.steps()
-        for step in reversed(steps):
-            manifest = self._verified(step)
-            if manifest is None:
-                continue
-            targets = {
-                "params": abstract.params,
-                "ema": abstract.ema,
-                "training": abstract._replace(params={}, ema=None),
-            }
-            targets = {name: target for name, target in targets.items() if target is not None}
-            items = ocp.load_checkpointables(self.path / str(step), targets)
-            state = items["training"]._replace(params=items["params"], ema=items.get("ema"))
+        manifest = from_first(self._latest)
+        if manifest is None:
+            return None
+        targets = {"params": abstract.params, "ema": abstract.ema, "training": abstract._replace(params={}, ema=None)}
+        targets = {name: target for name, target in targets.items() if target is not None}
+        items = ocp.load_checkpointables(self.path / str(manifest["step"]), targets)
+        state = items["training"]._replace(params=items["params"], ema=items.get("ema"))
+        if is_first():
             # Later ones are damaged: the run writes them again.
-            for damaged in steps[steps.index(step) + 1 :]:
-                shutil.rmtree(self.path / str(damaged))
+            for damaged in self.steps():
+                if damaged > manifest["step"]:
+                    shutil.rmtree(self.path / str(damaged))
             best = self.best()
             if best is not None and best["step"] not in self.steps():
                 (self.path / BEST).unlink()
-            return Restored(state, manifest["record"])
-        if steps:
+        return Restored(state, manifest["record"])
+
+    def _latest(self) -> dict[str, Any] | None:
+        """The manifest of the latest whole checkpoint, without its files; None if there is no checkpoint at all."""
+        for step in reversed(self.steps()):
+            manifest = self._verified(step)
+            if manifest is not None:
+                return {name: manifest[name] for name in ("step", "record")}
+        if self.steps():
             raise ValueError(f"every checkpoint in {self.path} is damaged")
         return None
 

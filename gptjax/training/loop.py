@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gptjax.array_types import Batch, Metrics, Params
+from gptjax.array_types import Array, Batch, Metrics, Params
 from gptjax.training.checkpoints import Checkpoints
 from gptjax.training.metrics import MetricsWriter
 from gptjax.training.state import TrainState
@@ -53,12 +53,14 @@ class Functions(NamedTuple):
       probe: (params, batch) -> loss of a part of the batch; a state is saved only if it is finite.
       evaluate: params -> {"eval/...": number}.
       progress: called with (step, line) after each step.
+      vote: (wish, a metric of the step) -> whether any process wished, see `processes.make_vote`; here, to stop.
     """
 
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     probe: Callable[[Params, Batch], float]
     evaluate: Callable[[Params], dict[str, float]]
     progress: Callable[[int, dict[str, float]], None]
+    vote: Callable[[bool, Array], bool]
 
 
 class StopSignals:
@@ -142,7 +144,8 @@ class Loop:
                     if pending is not None:
                         self._log(*self._settle(*pending))
                     pending = step, metrics
-                    stop = bool(signals.received) or time.monotonic() > deadline
+                    wish = bool(signals.received) or time.monotonic() > deadline
+                    stop = self.functions.vote(wish, metrics["loss"])
                     if stop or self._due(step, s.checkpoint_every_steps) or self._due(step, s.eval_every_steps):
                         _, line = self._settle(*pending)
                         pending = None
@@ -217,11 +220,13 @@ class Loop:
                 jax.profiler.stop_trace()
 
 
-def device_batches(batches: Iterator[dict[str, np.ndarray]], sharding: Any) -> Iterator[Batch]:
-    """Puts this process's rows of each batch on the devices, as one global array over all processes."""
+def device_batches(
+    batches: Iterator[dict[str, np.ndarray]], put: Callable[[dict[str, np.ndarray]], Batch]
+) -> Iterator[Batch]:
+    """Puts batches on the devices, and ends their iterator with its own."""
     try:
         for batch in batches:
-            yield {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+            yield put(batch)
     finally:
         if hasattr(batches, "close"):
             batches.close()

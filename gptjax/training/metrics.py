@@ -14,32 +14,39 @@ class MetricsWriter:
     Args:
       workdir: an existing folder.
       last_step: lines past it are cut, with a torn last line, so that after a resume each step appears once.
+      writes: False in all processes but one, which know what is written and write nothing.
     """
 
-    def __init__(self, workdir: pathlib.Path, last_step: int):
+    def __init__(self, workdir: pathlib.Path, last_step: int, *, writes: bool = True):
         from tensorboardX import SummaryWriter  # here, because it is slow to import and only this class needs it
 
-        self.path = workdir / "metrics.jsonl"
+        self.path, self.writes = workdir / "metrics.jsonl", writes
         lines = [line for line in read_metrics(self.path) if line["step"] <= last_step]
+        self.steps = {line["step"] for line in lines}
+        if not writes:
+            return
         temporary = self.path.with_name(".metrics.jsonl.tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         temporary.rename(self.path)
-        self.steps = {line["step"] for line in lines}
         self._file = self.path.open("a")
         self._events = SummaryWriter(str(workdir / "events"), purge_step=last_step + 1, flush_secs=10)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one line; a number that is not finite becomes null."""
+        self.steps.add(step)
+        if not self.writes:
+            return
         line: dict[str, Any] = {"step": step}
         line |= {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        self.steps.add(step)
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flushes both files to disk."""
+        if not self.writes:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

@@ -16,12 +16,13 @@ DECAYED = r"(kernel|embedding)$"
 # Muon orthogonalises the matrices inside the blocks; embeddings, positions, head, norms and biases go to AdamW.
 # (axes contracted with the input, axes of the output), after the leading [L], which is a batch of matrices.
 MUON_MATRICES: tuple[tuple[str, tuple[tuple[int, ...], tuple[int, ...]]], ...] = (
-    (r"blocks/attention/(query|key|value)/kernel$", ((1,), (2, 3))),  # [L, D, H, K]
-    (r"blocks/attention/out/kernel$", ((1, 2), (3,))),  # [L, H, K, D]
-    (r"blocks/mlp/(up|down)/kernel$", ((1,), (2,))),  # [L, D, F], [L, F, D]
+    (r"blocks/(cross_)?attention/(query|key|value)/kernel$", ((1,), (2, 3))),  # [L, D, H, K]
+    (r"blocks/(cross_)?attention/out/kernel$", ((1, 2), (3,))),  # [L, H, K, D]
+    (r"blocks/mlp/(up|gate|down)/kernel$", ((1,), (2,))),  # [L, D, F], [L, F, D]
+    (r"blocks/mlp/experts_(up|gate|down)/kernel$", ((2,), (3,))),  # [L, E, D, F], [L, E, F, D]
 )
 OPTIMIZERS = ("adamw", "muon")
-SCHEDULES = ("cosine", "linear", "wsd", "constant")
+SCHEDULES = ("cosine", "linear", "wsd", "rsqrt", "constant")
 
 
 class Hyperparameters(NamedTuple):
@@ -41,7 +42,8 @@ def learning_rate(step: Array, schedule: str, num_train_steps: int, hyper: Hyper
     """The learning rate of update number `step` (from 0).
 
     Linear warm-up over `warmup_steps`, then to `final_fraction` of the peak at the last step: by a half cosine, a line,
-    or, for 'wsd' (warmup-stable-decay, Hu et al., 2024, arXiv:2404.06395), a line over the last fifth.
+    or, for 'wsd' (warmup-stable-decay, Hu et al., 2024, arXiv:2404.06395), a line over the last fifth. Or, for 'rsqrt', as
+    1 / sqrt(step) wherever that leads (Vaswani et al., 2017, arXiv:1706.03762, section 5.3).
 
     Args:
       step: int32 scalar.
@@ -60,10 +62,11 @@ def learning_rate(step: Array, schedule: str, num_train_steps: int, hyper: Hyper
         "constant": lambda: jnp.ones(()),
         "linear": lambda: 1 - progress,
         "cosine": lambda: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+        "rsqrt": lambda: jax.lax.rsqrt(jnp.maximum((step + 1) / jnp.maximum(hyper.warmup_steps, 1), 1.0)),
         "wsd": lambda: jnp.minimum(1.0, (num_train_steps - 1 - step) / max(1, num_train_steps // 5)),
     }[schedule]()
-    if schedule == "constant":
-        return hyper.learning_rate * warmup
+    if schedule in ("constant", "rsqrt"):
+        return hyper.learning_rate * warmup * decay
     return hyper.learning_rate * warmup * (hyper.final_fraction + (1 - hyper.final_fraction) * decay)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.array_types import Array, Params
-from gptjax.models import GPT, init_params
+from gptjax.models import Model, init_params
 from gptjax.training.optimizers import Hyperparameters, make_optimizer
 
 
@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    model: GPT, optimizer: str, hyper: Hyperparameters, seed: Array, init_scale: Array, *, ema: bool
+    model: Model, optimizer: str, hyper: Hyperparameters, seed: Array, init_scale: Array, *, ema: bool
 ) -> TrainState:
     """Draws the state of step 0; a pure function to be jitted with the shardings of its result.
 

@@ -8,10 +8,21 @@ import jax.numpy as jnp
 import optax
 
 from gptjax.array_types import Array, Batch, Metrics, Params
-from gptjax.models import GPT
+from gptjax.models import Model
 from gptjax.training.losses import cross_entropy
 from gptjax.training.optimizers import learning_rate, make_optimizer
 from gptjax.training.state import TrainState
+
+# What a batch may hold for the model besides `inputs`.
+MODEL_INPUTS = (
+    "positions",
+    "segment_ids",
+    "prefix",
+    "token_types",
+    "encoder_tokens",
+    "encoder_positions",
+    "encoder_segment_ids",
+)
 
 
 class StepSettings(NamedTuple):
@@ -39,22 +50,40 @@ class StepSettings(NamedTuple):
     use_dropout: bool
 
 
-def loss_sum(
-    model: GPT, params: Params, batch: Batch, *, z_loss: float = 0.0, dropout: tuple[Array, Array] | None = None
-) -> tuple[Array, Array]:
-    """Sum of the loss over a batch's targets: (with z-loss, without), in nats; `dropout` is (rate, key)."""
-    logits: Any = model.apply(
+def apply_model(
+    model: Model, params: Params, batch: Batch, dropout: tuple[Array, Array] | None = None
+) -> tuple[Array, dict[str, Any]]:
+    """Logits [B, T, V] of a batch, and the losses of a mixture's routers; `dropout` is (rate, key)."""
+    inputs: dict[str, Any] = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    rngs = dropout and {"dropout": dropout[1]}
+    outputs: Any = model.apply(
         {"params": params},
         batch["inputs"],
-        positions=batch["positions"],
-        segment_ids=batch["segment_ids"],
+        **inputs,
         dropout_rate=dropout and dropout[0],
-        rngs=dropout and {"dropout": dropout[1]},
+        rngs=rngs,
+        mutable=["losses"],
     )
-    return cross_entropy(logits, batch["targets"], batch["loss_weights"], z_loss)
+    return outputs
 
 
-def make_train_step(model: GPT, s: StepSettings) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def loss_sum(
+    model: Model, params: Params, batch: Batch, *, z_loss: float = 0.0, dropout: tuple[Array, Array] | None = None
+) -> tuple[Array, Array]:
+    """Sum of the loss over a batch's targets: (all there is to lower, cross entropy alone), in nats.
+
+    Args:
+      dropout: (rate, key).
+    """
+    logits, losses = apply_model(model, params, batch, dropout)
+    loss, nll = cross_entropy(logits, batch["targets"], batch["loss_weights"], z_loss)
+    # A mixture of experts adds a mean over tokens; times the targets it is a sum like the rest.
+    for router_loss in jax.tree.leaves(losses):
+        loss += router_loss * jnp.sum(batch["loss_weights"])
+    return loss, nll
+
+
+def make_train_step(model: Model, s: StepSettings) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `train_step(state, batch) -> (state, metrics)`, to be jitted with its state donated."""
 
     def gradient(state: TrainState, batch: Batch, total: Array) -> tuple[Array, Params]:
@@ -83,8 +112,7 @@ def make_train_step(model: GPT, s: StepSettings) -> Callable[[TrainState, Batch]
         return jax.lax.scan(add, zeros, (micros, jnp.arange(s.accumulation_steps)))[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        tokens = jnp.sum(batch["loss_weights"])
-        loss, grads = gradient(state, batch, jnp.maximum(tokens, 1.0))
+        loss, grads = gradient(state, batch, jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0))
         grad_norm = optax.tree.norm(grads)
         if s.clip_norm:
             scale = jnp.minimum(1.0, s.clip_norm / (grad_norm + 1e-6))
@@ -96,6 +124,7 @@ def make_train_step(model: GPT, s: StepSettings) -> Callable[[TrainState, Batch]
         if s.ema_decay:
             ema = jax.tree.map(lambda old, new: s.ema_decay * old + (1 - s.ema_decay) * new, ema, params)
         new = state._replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+        tokens = jnp.sum(batch["segment_ids"] > 0)  # all that is read, of which an objective may score a part
         metrics = {"loss": loss, "tokens": tokens, "grad_norm": grad_norm, "learning_rate": rate}
         if s.skip_spikes:
             new, metrics["skipped"] = skip_spike(state, new, loss, s.skip_spikes)
@@ -126,10 +155,19 @@ def skip_spike(old: TrainState, new: TrainState, loss: Array, deviations: float)
     ), spike.astype(jnp.float32)
 
 
-def make_eval_step(model: GPT) -> Callable[[Params, Batch], Metrics]:
-    """Builds `eval_step(params, batch) -> {"loss_sum", "tokens"}`: nats over the batch's targets, and their count."""
+def make_eval_step(model: Model) -> Callable[[Params, Batch], Metrics]:
+    """Builds `eval_step(params, batch) -> {"loss_sum", "correct", "tokens"}`, sums over the batch's targets.
+
+    They are nats, how many targets the likeliest token hits, and how many there are.
+    """
 
     def eval_step(params: Params, batch: Batch) -> Metrics:
-        return {"loss_sum": loss_sum(model, params, batch)[1], "tokens": jnp.sum(batch["loss_weights"])}
+        logits, _ = apply_model(model, params, batch)
+        targets, weights = batch["targets"], batch["loss_weights"]
+        return {
+            "loss_sum": cross_entropy(logits, targets, weights)[1],
+            "correct": jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weights),
+            "tokens": jnp.sum(weights),
+        }
 
     return eval_step

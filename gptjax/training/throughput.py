@@ -1,5 +1,6 @@
 """Floating-point operations a token, the most a device can do, and memory: what throughput is measured against."""
 
+import math
 import resource
 import sys
 import time
@@ -7,18 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gptjax.array_types import Params
-from gptjax.models import GPT
+from gptjax.distributed.chips import CHIPS
+from gptjax.distributed.sharding import path_of
+from gptjax.models import Model
 
 # Dense bfloat16 FLOP/s of one device, by the start of `device_kind`; from the makers' data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
+PEAK_FLOPS = {chip.kind: chip.flops for chip in sorted(CHIPS.values(), key=lambda chip: -len(chip.kind))} | {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
@@ -29,19 +26,31 @@ PEAK_FLOPS = {
 
 def num_params(params: Params) -> int:
     """The number of parameters in a tree of arrays or shapes."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def flops_per_token(model: GPT, params: Params) -> int:
+def flops_per_token(model: Model, params: Params) -> int:
     """FLOPs of one training step for each token, forward and backward: 6 N + 12 L H K T.
 
     The convention of Chowdhery et al., 2022, arXiv:2204.02311, appendix B: N counts the parameters that multiply
-    activations (not the position table, and a token table only if it is also the head); attention counts every pair of
-    positions, also those a causal mask removes; what rematerialisation computes again is not counted.
+    activations (a token table only if it is also the head, no other table, and of experts those a token goes to); attention
+    counts every pair of positions, also those a mask removes, and an encoder-decoder's three kinds of it; what
+    rematerialisation computes again is not counted.
     """
     c = model.config
-    matmul = num_params(params) - c.max_seq_len * c.embed_dim - (0 if c.tie_embeddings else c.vocab_size * c.embed_dim)
-    return 6 * matmul + 12 * c.num_layers * c.num_heads * c.head_dim * c.max_seq_len
+    count = 0.0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name, size = path_of(path), math.prod(leaf.shape)
+        if name.endswith("embedding") and not (name == "token_embedding/embedding" and scores_by_embedding(model)):
+            continue
+        count += size * (c.experts_per_token / c.num_experts if "/experts_" in name else 1)
+    attentions = c.num_encoder_layers + c.num_layers * (2 if c.num_encoder_layers else 1)
+    return round(6 * count) + 12 * attentions * c.num_heads * c.head_dim * c.max_seq_len
+
+
+def scores_by_embedding(model: Model) -> bool:
+    """Whether the token embedding is also the head."""
+    return model.config.tie_embeddings and model.config.head in ("language_model", "masked_lm")
 
 
 def peak_flops(dtype: Any) -> float:

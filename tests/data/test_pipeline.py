@@ -97,15 +97,16 @@ def test_shares_of_the_processes_make_the_global_batch(data: PackedData, process
 
 
 def test_closing_ends_the_threads(data: PackedData) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     iterator = train_batches(data, batch_size=4, seed=0)
     next(iterator)
-    assert threading.active_count() > before
+    started = set(threading.enumerate()) - before
+    assert started
     iterator.close()
     deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while started & set(threading.enumerate()) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert not started & set(threading.enumerate())
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

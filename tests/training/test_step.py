@@ -1,5 +1,7 @@
 """Properties of the training step: equal computations are equal, and numbers that vary are not compiled in."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,13 @@ import optax
 import pytest
 
 from gptjax.distributed.mesh import make_mesh
-from gptjax.distributed.sharding import batch_sharding, tree_shardings
-from gptjax.models import make_model
+from gptjax.distributed.sharding import RULES, batch_sharding, path_of, tree_shardings
+from gptjax.models import init_params, make_model
 from gptjax.training.losses import cross_entropy
 from gptjax.training.optimizers import Hyperparameters, decay_mask, learning_rate, parameter_labels
 from gptjax.training.state import init_state
 from gptjax.training.step import StepSettings, make_train_step, skip_spike
+from tests.models.variants import ALL, model_of
 
 HYPER = Hyperparameters(*(np.float32(x) for x in (1e-2, 2, 0.1, 0.1, 0.9, 0.99, 0.95, 0.1)))
 SETTINGS = StepSettings("adamw", "cosine", 20, 1, 1.0, 0.0, 0.0, 0.0, False)
@@ -181,14 +184,95 @@ def test_training_lowers_the_loss(sizes, optimizer):
     assert losses[-1] < losses[0] / 2
 
 
-def test_muon_updates_hidden_matrices_only(sizes):
-    model = make_model("gpt", **(sizes | {"tie_embeddings": False}))
-    labels = jax.tree_util.tree_leaves_with_path(parameter_labels(state_of(model).params))
-    muon = {"/".join(key.key for key in path) for path, label in labels if label == "muon"}
-    assert muon == {f"blocks/attention/{name}/kernel" for name in ("query", "key", "value", "out")} | {
-        "blocks/mlp/up/kernel",
-        "blocks/mlp/down/kernel",
-    }
+def parameters_by_path(model):
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+
+
+@pytest.mark.parametrize(("family", "name"), ALL)
+def test_every_parameter_has_a_sharding_rule_of_its_shape(family, name):
+    for path, leaf in parameters_by_path(model_of(family, name)).items():
+        specs = [spec for pattern, spec in RULES if re.search(pattern, path)]
+        assert specs, path
+        assert not any(specs[0]) or len(specs[0]) == leaf.ndim, (path, leaf.shape, specs[0])
+
+
+ATTENTION = "query/kernel key/kernel value/kernel out/kernel"
+MLP = "up/kernel gate/kernel down/kernel"
+EXPERT = "experts_up/kernel experts_gate/kernel experts_down/kernel"
+# By family: all of its fields at once, then what Muon updates, and what weight decay passes over besides biases.
+FAMILIES = {
+    "gpt": (
+        {"num_experts": 4, "attention_sinks": True, "tie_embeddings": False, "position": "relative"},
+        {"blocks/attention/": ATTENTION, "blocks/mlp/": EXPERT},
+        {"blocks/": "attention_norm/scale mlp_norm/scale attention/sinks residual_scales", "": "final_norm/scale"},
+    ),
+    "bert": (
+        {"token_types": 2, "pooler": True, "head": "masked_lm", "embed_norm": True, "norm_position": "post"},
+        {"blocks/attention/": ATTENTION, "blocks/mlp/": MLP},
+        {
+            "blocks/": "attention_norm/scale mlp_norm/scale residual_scales",
+            "": "embed_norm/scale head/transform_norm/scale",
+        },
+    ),
+    "encoder_decoder": (
+        {"num_encoder_layers": 2, "position": "relative", "qk_norm": True},
+        {
+            "blocks/attention/": ATTENTION,
+            "blocks/cross_attention/": ATTENTION,
+            "blocks/mlp/": MLP,
+            "encoder_blocks/attention/": ATTENTION,
+            "encoder_blocks/mlp/": MLP,
+        },
+        {
+            "blocks/": "attention_norm/scale cross_attention_norm/scale mlp_norm/scale residual_scales",
+            "encoder_blocks/": "attention_norm/scale mlp_norm/scale residual_scales",
+            "": "final_norm/scale encoder_norm/scale",
+            **{
+                f"{part}/{norm}/": "scale"
+                for part in ("blocks/attention", "blocks/cross_attention", "encoder_blocks/attention")
+                for norm in ("query_norm", "key_norm")
+            },
+        },
+    ),
+}
+
+
+def listed(names):
+    return {prefix + name for prefix, group in names.items() for name in group.split()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_muon_updates_hidden_matrices_only_and_decay_spares_norms(sizes, family):
+    """Experts, gates and cross-attention are matrices; tables, the router, heads, sinks and scales are AdamW's."""
+    change, matrices, spared = FAMILIES[family]
+    common = {"activation": "swiglu", "value_embeddings": True, "residual_scales": True}
+    if family == "bert":
+        common["activation"] = "geglu"
+    model = make_model(family, **(sizes | common | change))
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+    def chosen(tree, value):
+        return {path_of(path) for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if leaf == value}
+
+    assert chosen(parameter_labels(shapes), "muon") == listed(matrices)
+    not_decayed = chosen(decay_mask(shapes), False)
+    assert {path for path in not_decayed if not path.endswith("/bias")} == listed(spared)
+    assert {path for path in parameters_by_path(model) if path.endswith("/bias")} <= not_decayed
+    tables = {"token_embedding/embedding", "blocks/attention/value_embedding"}
+    assert tables <= chosen(decay_mask(shapes), True) & chosen(parameter_labels(shapes), "adamw")
+
+
+def test_muon_orthogonalises_each_expert_as_one_matrix(sizes):
+    model = make_model("gpt", **(sizes | {"num_experts": 2, "embed_dim": 16, "mlp_dim": 16, "num_layers": 2}))
+    settings = SETTINGS._replace(optimizer="muon", clip_norm=0.0)
+    hyper = HYPER._replace(weight_decay=np.float32(0), warmup_steps=np.float32(0))
+    state = state_of(model, settings, hyper=hyper)
+    new, metrics = jax.jit(make_train_step(model, settings))(state, batch_of(sizes))
+    updates = (a["blocks"]["mlp"]["experts_up"]["kernel"] for a in (new.params, state.params))
+    scale = 0.2 * 16**0.5 * float(metrics["learning_rate"])
+    singular = np.linalg.svd(np.subtract(*updates) / scale, compute_uv=False)  # [L, E, 16]
+    assert singular.max() < 1.3 and (np.median(singular, axis=-1) > 0.6).all()
 
 
 def test_muon_orthogonalises_each_layer_as_one_matrix(sizes):
@@ -207,12 +291,6 @@ def test_muon_orthogonalises_each_layer_as_one_matrix(sizes):
         )
         singular = np.linalg.svd(matrix, compute_uv=False)
         assert singular.max() < 1.3 and np.median(singular) > 0.6
-
-
-def test_weight_decay_spares_biases_and_norms(sizes):
-    mask = jax.tree_util.tree_leaves_with_path(decay_mask(state_of(make_model("gpt", **sizes)).params))
-    for path, decayed in mask:
-        assert decayed == (path[-1].key in ("kernel", "embedding"))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])

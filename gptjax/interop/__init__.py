@@ -1,0 +1,1 @@
+"""Weights in and out: Hugging Face folders, read and written, and GGUF files, read."""
