@@ -54,8 +54,9 @@ def compiler_options(dtype: str, target: str | None = None) -> dict[str, bool | 
     """Options for compiling a step that computes in `dtype` for `target`: cpu, gpu, tpu, or None for the default backend.
 
     On TPU, sharded weights are gathered before a product instead of within it (windowed einsum): on v5e:4x4, GPT-2 124M's
-    step then takes half the estimated cycles and 0.8 GB less. On CPU, bfloat16 products go to oneDNN: XLA's own kernels take up to twice as long. Float32 ones do not, since a program
-    with oneDNN calls cannot be kept in the compilation cache (JAX warns so) and starts seconds later every time.
+    step then takes half the estimated cycles and 0.8 GB less. On CPU, bfloat16 products go to oneDNN: XLA's own kernels
+    take up to twice as long. Float32 ones do not, since a program with oneDNN calls cannot be kept in the compilation
+    cache (JAX warns so) and starts seconds later every time.
     """
     import jax
 
