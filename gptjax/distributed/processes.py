@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,14 +75,18 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
         raise ProcessLost(f"cannot join the other processes: {_first_line(error)}") from error
 
 
-def leave(code: int, *, lost: bool = False) -> NoReturn:
-    """Ends this process, with a moment for the others to end with it, but not waiting for those that wait for it."""
+def leave(code: int, *, lost: bool = False) -> None:
+    """Before an exit with an error: returns if all processes leave, and otherwise ends this one, there and then.
+
+    At a regular exit JAX would wait for the others, which may be waiting for this one, for minutes.
+    """
     if not lost:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             _client().wait_at_barrier("gptjax/leave", _LEAVE_SECONDS * 1000)
+            return
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # at a regular exit JAX would wait for the others for minutes
+    os._exit(code)
 
 
 def is_first() -> bool:

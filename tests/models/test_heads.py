@@ -99,7 +99,7 @@ def test_the_pooler_speaks_for_the_first_token():
         def apply(method):
             return model.apply({"params": params}, TOKENS, method=method)
 
-        return apply(model.hidden_states), apply(model.pooled), apply(model)
+        return apply(model.hidden_states), apply(model.pooled), apply(None)
 
     hidden, found, labels = outputs(params)
     dense, last = params["pooler"]["dense"], params["head"]["labels"]
