@@ -35,7 +35,9 @@ def main(argv: Sequence[str]) -> int:
     path = pathlib.Path(arguments.model)
     is_workdir = (path / "model.json").is_file()
     if not path.exists() and arguments.corpus is None:
-        raise cli.UserError(f"no such model: {arguments.model!r} is no file or folder here, and a hub name needs --corpus")
+        raise cli.UserError(
+            f"no such model: {arguments.model!r} is no file or folder here, and a hub name needs --corpus"
+        )
     if not is_workdir and arguments.corpus is None:
         raise cli.UserError(
             f"--model {arguments.model} was not trained here, as it has no model.json: --corpus is required"

@@ -24,7 +24,7 @@ from gptjax.distributed.sharding import BATCH
 # by JAX's own hand ("another task died"), which is how they end when the first process, the coordinator, is gone.
 DEAD_AFTER_SECONDS = 100
 _WAIT_SECONDS = 3600  # for a message of a process that is alive
-_LEAVE_SECONDS = 5
+_LEAVE_SECONDS = 10
 _numbers = itertools.count()  # of messages; the same in all processes, as they make the same calls
 
 
