@@ -187,7 +187,7 @@ def search(config: ConfigDict, slices: Any) -> list[Case]:
     devices, params = len(slices.devices), num_params(shapes.params)
     copies = 4 + bool(settings.ema_decay)  # weights, gradients, two moments
     flops = flops_per_token(model, shapes.params) * config.train.batch_size * c.max_seq_len
-    candidates: list[tuple[float, Case]] = []
+    found: dict[tuple[int, int, str], tuple[float, Case]] = {}
     for tensor in (
         t for t in (1, 2, 4, 8) if not any(n % t for n in (devices, c.num_heads, c.num_kv_heads, c.mlp_dim))
     ):
@@ -205,11 +205,12 @@ def search(config: ConfigDict, slices: Any) -> list[Case]:
                 tokens = rows * c.max_seq_len  # of a micro-batch, a device
                 for remat, kept in kept_numbers(c, tensor).items():
                     memory = 4 * copies * params / (fsdp * tensor) + tokens * 2 * (kept + 2 * c.vocab_size / tensor)
-                    if chip is not None and memory > chip.hbm_bytes:
+                    # More accumulation than memory asks for only takes longer.
+                    if (fsdp, tensor, remat) in found or (chip is not None and memory > chip.hbm_bytes):
                         continue
                     case = Case(sizes, remat, steps)
-                    candidates.append((guess(case, chip, flops, params, tokens, c) if chip else memory, case))
-    return [case for _, case in sorted(candidates, key=lambda candidate: candidate[0])[:MOST_COMPILED]]
+                    found[fsdp, tensor, remat] = guess(case, chip, flops, params, tokens, c) if chip else memory, case
+    return [case for _, case in sorted(found.values(), key=lambda likely: likely[0])[:MOST_COMPILED]]
 
 
 def kept_numbers(c: Any, tensor: int) -> dict[str, float]:
@@ -224,6 +225,8 @@ def guess(case: Case, chip: Any, flops: float, params: int, tokens: float, c: An
     """Seconds of a step by arithmetic: products at the peak, and each axis's traffic at one ring."""
     data, fsdp, tensor = (case.sizes[axis] for axis in ("data", "fsdp", "tensor"))
     compute = flops / (data * fsdp * tensor) / chip.flops * {"none": 1.0, "dots": 1.05, "full": 4 / 3}[case.remat]
+    # Each micro-batch adds to the gradients; the update reads and writes the state.
+    compute += (12 * case.accumulation_steps + 28) * params / (tensor * fsdp) / chip.hbm_bandwidth
     moved = 0.0
     if fsdp > 1:  # weights gathered forward and backward, gradients scattered
         moved += 2 * params / tensor * (2 * case.accumulation_steps + 2)
@@ -297,9 +300,10 @@ def report(config: ConfigDict, slices: Any, outcome: Outcome, topology: str) -> 
         yield line("temporaries", size_text(plan.bytes_temporaries), "gradients, activations, gathered weights")
         usable = "" if plan.bytes_usable is None else f"of {size_text(plan.bytes_usable)} usable: fits"
         yield line("peak", size_text(plan.bytes_needed), usable)
-    yield from ("", f"compiled in {plan.compile_seconds:.0f} s ({plan.compile_cpu_seconds:.0f} s of processor time)")
     if not plan.fits:
+        yield f"the compiler refused it after {plan.compile_seconds:.0f} s"
         return
+    yield from ("", f"compiled in {plan.compile_seconds:.0f} s ({plan.compile_cpu_seconds:.0f} s of processor time)")
     yield from ("", "collectives of a step, bytes that a device sends")
     for (kind, axes), t in sorted(plan.transfers.items(), key=lambda item: -item[1].num_bytes):
         took = f"{t.seconds * 1e3:10.3f} ms" if plan.bracket else ""

@@ -1,13 +1,15 @@
-"""The long forms of the suites, by part: python -m tests.verify --part crash|start|quality|learn|invariance|all
+"""The long forms of the suites, by part: python -m tests.verify --part crash|start|quality|learn|invariance|plan|all
 
 crash    20 SIGKILLs at random moments, half of them inside a save; every finished run equals the uninterrupted one
 start    seconds from process start to the first step done, cold and with a warm compilation cache
 quality  configs/shakespeare_char.py, 3 seeds, on the file named by $SHAKESPEARE
 learn    a GPT, a BERT and an encoder-decoder, each within 3 minutes on 2 cores
 invariance  a step is the same on every mesh of 4 and 8 devices, cut and compiled in every way; a run, over any processes
+plan     what `experiments.plan` compiles for slices that are not here, beside MaxText's; needs the extra `plan`
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -187,12 +189,56 @@ def invariance(folder: pathlib.Path) -> Rows:
     return [*rows, ("bfloat16, restarted twice", "losses and final arrays bit for bit", True)]
 
 
+def plan(folder: pathlib.Path) -> Rows:
+    """Memory and compile time beside MaxText 0.2.5's `train_compile`; weak scaling; scan over layers."""
+    if importlib.util.find_spec("libtpu") is None:
+        return [("plan", "skipped: pip install -e '.[plan]', in an environment of its own", True)]
+
+    def planned(config: str, topology: str, **fields: object) -> dict[str, float]:
+        path = folder / "plan.json"
+        overrides = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
+        result = runs.run(
+            [
+                *runs.command("plan", "--config", f"configs/{config}.py", "--topology", topology, "--json", str(path)),
+                *overrides,
+            ]
+        )
+        assert result.returncode == 0, result.stderr
+        return json.loads(path.read_text())["metrics"]
+
+    small: dict[str, object] = {"model__remat": "full", "train__accumulation_steps": 1}
+    sharded = {"mesh__data": 1, "mesh__fsdp": -1}
+    gpt2 = planned("gpt2_small", "v5e:4x4", train__batch_size=128, **small, **sharded)
+    llama = planned("llama3_8b", "v5e:16x16")
+    rows: Rows = []
+    for what, n, most, seconds in (("124M, v5e:4x4", gpt2, 1.94e9, 56), ("8B, v5e:16x16", llama, 4.42e9, 71)):
+        memory, took = n["bytes/temporaries"], n["compile/seconds"]
+        peak = f"peak {n['bytes/needed'] / 1e9:.2f} GB in all"
+        rows.append((f"{what}: temporaries", f"{memory / 1e9:.2f} GB ({most / 1e9} GB); {peak}", memory <= most))
+        rows.append((f"{what}: compile time", f"{took:.0f} s ({seconds} s)", took <= seconds))
+    few, many = (
+        planned("gpt2_small", topology, train__batch_size=rows_in_all, **small)
+        for topology, rows_in_all in (("v5e:2x2", 32), ("v5e:16x16", 2048))
+    )
+    for what, name, most in (
+        ("predicted sum", "predicted/step_seconds_high", 1.1),
+        ("compile processor time", "compile/cpu_seconds", 2.0),
+    ):
+        growth = many[name] / few[name]
+        rows.append((f"124M, 4 to 256 devices: {what}", f"{growth:.2f} times (limit {most})", growth <= most))
+    deep = planned("gpt2_small", "v5e:4x4", train__batch_size=128, model__num_layers=48, **small, **sharded)
+    ratio = deep["compile/cpu_seconds"] / gpt2["compile/cpu_seconds"]
+    rows.append(("48 layers over 12: compile processor time", f"{ratio:.2f} times (limit 1.2)", ratio <= 1.2))
+    return rows
+
+
 PARTS: dict[str, Callable[[pathlib.Path], Rows]] = {
     "crash": crash,
     "start": start,
     "quality": quality,
     "learn": learn,
     "invariance": invariance,
+    "plan": plan,
 }
 
 

@@ -114,9 +114,11 @@ def chain(folder: pathlib.Path) -> list[tuple[str, str, bool]]:
     with started(folder, alone, 1, **length) as processes:
         assert finish(processes)[0][0] == 0
 
-    def part(name: str, count: int, devices: int, number: signal.Signals, whom: int, wanted: set[int]) -> None:
+    def part(
+        name: str, count: int, devices: int, number: signal.Signals, whom: int, wanted: set[int], **mesh: int
+    ) -> None:
         before = lines(workdir)[-1]["step"] if lines(workdir) else 0
-        with started(folder, workdir, count, devices=devices, **length) as processes:
+        with started(folder, workdir, count, devices=devices, **length, **mesh) as processes:
             wait_for_step(workdir, before + 6, processes)
             if number == signal.SIGSTOP:
                 processes[whom].send_signal(signal.SIGSTOP)
@@ -137,6 +139,8 @@ def chain(folder: pathlib.Path) -> list[tuple[str, str, bool]]:
     part("continued on 4 devices, SIGTERM", 1, 4, signal.SIGTERM, 0, stopped)
     part("on 4 processes, SIGTERM to the last", 4, 1, signal.SIGTERM, 3, stopped)
     part("on 2, one stopped for a minute, SIGTERM", 2, 1, signal.SIGSTOP, 1, stopped)
+    split = {"mesh__data": 1, "mesh__context": 2}
+    part("positions split between 2, SIGTERM", 2, 1, signal.SIGTERM, 0, stopped, **split)
     part("on 2 of 2 devices, SIGKILL of one", 2, 2, signal.SIGKILL, 1, lost)
     part("on 2, SIGKILL of the first", 2, 1, signal.SIGKILL, 0, lost)
     with started(folder, workdir, 1, **length) as processes:
