@@ -20,9 +20,9 @@ from jax.sharding import PartitionSpec as P
 
 from gptjax.distributed.sharding import BATCH
 
-# A process not heard of for so long is dead. A heartbeat may be half as old when a process stops, so a minute's pause is not.
-# The others then end: with our line where a collective fails first, or at once by JAX's own hand ("another task died"), which
-# is how they end when the first process, the coordinator, is gone.
+# A process not heard of for so long is dead. A heartbeat may be half as old when a process stops, so a minute's pause is
+# not. The others then end: with our line where a collective fails first, or at once by JAX's own hand ("another task
+# died"), which is how they end when the first process, the coordinator, is gone.
 DEAD_AFTER_SECONDS = 150
 _WAIT_SECONDS = 3600  # for a message of a process that is alive
 _LEAVE_SECONDS = 10
