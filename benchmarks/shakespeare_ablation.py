@@ -16,10 +16,10 @@ from collections.abc import Sequence
 
 from experiments import cli
 
-# One ingredient each, as the fields that take it out. The learning rate is AdamW's own best of 1e-3, 2e-3, 4e-3.
+# One ingredient each, as the fields that take it out. AdamW has its own learning rate, the best of 1e-3, 2e-3, 4e-3, 8e-3.
 ABLATIONS: dict[str, dict[str, str]] = {
     "all": {},
-    "Muon (AdamW instead)": {"optimizer.name": "adamw"},
+    "Muon (AdamW instead)": {"optimizer.name": "adamw", "optimizer.learning_rate": "1e-3"},
     "rotary (learned positions)": {"model.position": "learned"},
     "QK-norm": {"model.qk_norm": "false"},
     "ReLU^2 (GELU)": {"model.activation": "gelu"},

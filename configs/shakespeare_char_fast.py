@@ -5,6 +5,8 @@ residual projections that start at zero, a soft-cap on the logits and a linear d
 
 Command:   python -m experiments.train --config configs/shakespeare_char_fast.py --workdir runs/shakespeare_fast \
                --config.data.files=tinyshakespeare.txt
+Hardware:  2 CPU cores (AMD EPYC, Zen 5): 60 to 70 s for the whole command (nanoGPT's recipe in nanoGPT, same hour: 71 s)
+Result:    1.565 nats over the whole validation split, mean of seeds 0, 1, 2 (1.5632, 1.5688, 1.5631; nanoGPT: 1.898)
 Ablation:  python -m benchmarks.shakespeare_ablation --text tinyshakespeare.txt
 """
 
