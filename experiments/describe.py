@@ -63,7 +63,7 @@ def describe(config: ConfigDict) -> dict[str, int]:
     import jax
 
     from gptjax.distributed.sharding import path_of
-    from gptjax.generation.engine import init_cache
+    from gptjax.generation.decoding import init_cache
     from gptjax.models import BERT, EncoderDecoder, make_model
     from gptjax.training.state import init_state
     from gptjax.training.throughput import flops_per_token

@@ -9,7 +9,7 @@ import pytest
 from experiments import build, cli, describe
 from gptjax.data.objectives import make_objective, special_tokens
 from gptjax.data.tokenizers import build_tokenizer
-from gptjax.generation.engine import init_cache
+from gptjax.generation.decoding import init_cache
 from gptjax.models import init_params, make_model
 from gptjax.training.throughput import num_params
 from tests import runs

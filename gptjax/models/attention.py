@@ -13,10 +13,10 @@ from gptjax.models.positions import Bias
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens seen so far; slot s holds position s.
+    """One layer's keys and values of the tokens seen so far; position p is in slot p mod S.
 
     Attributes:
-      key, value: [B, S, G, K] for one layer, [L, B, S, G, K] for a model.
+      key, value: [B, G, S, K], in which order each head's product is one matrix product.
       cross_key, cross_value: of the encoder's output, the same shapes with its length; None without an encoder.
     """
 
@@ -31,7 +31,6 @@ class BlockInputs(NamedTuple):
 
     Attributes:
       positions: [B, T], each token's place in its document, for rotary positions.
-      slots: [B, T], where in the cache its key and value are written; None without a cache.
       mask: who may look at whom.
       bias: added to the scores of self-attention, None for nothing.
       tokens: [B, T], for value embeddings.
@@ -45,7 +44,6 @@ class BlockInputs(NamedTuple):
     mask: Mask
     tokens: Array
     embedded: Array
-    slots: Array | None = None
     bias: Bias | None = None
     memory: Array | None = None
     memory_mask: Mask | None = None
@@ -89,7 +87,7 @@ class Attention(nn.Module):
             query = RMSNorm(c.norm_epsilon, name="query_norm")(query)
         if self.cross and inputs.memory is None:
             assert cache is not None and cache.cross_key is not None and cache.cross_value is not None
-            key, value = cache.cross_key, cache.cross_value
+            key, value = _by_position(cache.cross_key), _by_position(cache.cross_value)
         else:
             source = inputs.memory if self.cross else x
             assert source is not None
@@ -98,7 +96,7 @@ class Attention(nn.Module):
                 key = RMSNorm(c.norm_epsilon, name="key_norm")(key)
         if self.cross:
             if cache is not None:
-                cache = cache._replace(cross_key=key, cross_value=value)
+                cache = cache._replace(cross_key=_by_head(key, cache.key), cross_value=_by_head(value, cache.key))
             mask = inputs.memory_mask
             assert mask is not None
         else:
@@ -106,12 +104,11 @@ class Attention(nn.Module):
                 value = value + self._value_embedding(inputs.tokens, value)
             if c.position == "rotary":
                 query, key = (c.rope.rotate(y, inputs.positions) for y in (query, key))
-            if cache is not None:
-                rows = jnp.arange(x.shape[0])[:, None]
-                key = cache.key.at[rows, inputs.slots].set(key.astype(cache.key.dtype))
-                value = cache.value.at[rows, inputs.slots].set(value.astype(cache.value.dtype))
-                cache = cache._replace(key=key, value=value)
             mask = inputs.mask._replace(window=window)
+            if cache is not None:
+                cache = _write(cache, key, value, inputs.positions)
+                key, value = _by_position(cache.key), _by_position(cache.value)
+                mask = mask._replace(key_index=slot_positions(inputs.positions[:, -1:], cache.key.shape[2]))
         sinks = self.param("sinks", nn.initializers.zeros, (c.num_heads,)) if c.attention_sinks else None
         weights_dropout = None
         if c.attention_dropout and inputs.dropout_rate is not None:
@@ -141,3 +138,26 @@ class Attention(nn.Module):
             "value_embedding", nn.initializers.normal(INIT_STD), (c.vocab_size, c.num_kv_heads, c.head_dim)
         )
         return jnp.take(table, tokens, axis=0).astype(value.dtype)
+
+
+def slot_positions(last: Array, num_slots: int) -> Array:
+    """The position that each slot of a cache holds once `last` [B, 1] is written; [B, S], for empty slots beyond it."""
+    held = last - (last - jnp.arange(num_slots)) % num_slots
+    return jnp.where(held < 0, jnp.iinfo(jnp.int32).max // 2, held)
+
+
+def _write(cache: KVCache, key: Array, value: Array, positions: Array) -> KVCache:
+    rows = jnp.arange(key.shape[0])[:, None]
+    slots = positions % cache.key.shape[2]
+    key = cache.key.at[rows, :, slots].set(key.astype(cache.key.dtype))
+    value = cache.value.at[rows, :, slots].set(value.astype(cache.value.dtype))
+    return cache._replace(key=key, value=value)
+
+
+def _by_position(x: Array) -> Array:
+    """[B, G, S, K] to [B, S, G, K]; no copy, for the product that follows takes either order."""
+    return jnp.swapaxes(x, 1, 2)
+
+
+def _by_head(x: Array, like: Array) -> Array:
+    return jnp.swapaxes(x, 1, 2).astype(like.dtype)

@@ -10,7 +10,7 @@ from gptjax.models.attention import BlockInputs, KVCache
 from gptjax.models.attention_ops import Mask, row_mask
 from gptjax.models.config import TransformerConfig
 from gptjax.models.embedder import Embedder, ScoreBias, row_positions
-from gptjax.models.gpt import cache_mask
+from gptjax.models.gpt import places
 from gptjax.models.heads import Head
 from gptjax.models.transformer import Blocks, make_norm
 
@@ -105,39 +105,40 @@ class EncoderDecoder(nn.Module):
         self,
         tokens: Array,
         positions: Array,
-        cache: KVCache,
+        cache: list[KVCache],
         *,
+        last: Array | None = None,
         memory: Array | None = None,
         encoder_segment_ids: Array | None = None,
-    ) -> tuple[Array, KVCache]:
+    ) -> tuple[Array, list[KVCache]]:
         """Scores the next token after `tokens` [B, T] at `positions` [B, T], given a cache of what came before.
 
         Args:
-          tokens, positions: what is new.
-          cache: with `cross_key` and `cross_value`, which the first call writes.
+          tokens, positions: what is new; the positions of a row follow one another.
+          last: [B], the only places in `tokens` to score; None for all.
+          cache: a layer each, with `cross_key` and `cross_value`, which the first call writes.
           memory: [B, S, D], the encoder's output, at the first call; later None, as the cache holds all that is needed.
           encoder_segment_ids: [B, S], 0 for padding; None for no padding.
 
         Returns:
-          (logits [B, T, V], the cache with `tokens` written).
+          (logits [B, T, V], of `last` [B, 1, V], and the cache with `tokens` written).
         """
-        assert cache.cross_key is not None
+        assert cache[0].cross_key is not None
         segment_ids = None if encoder_segment_ids is None else jnp.ones_like(tokens)
         x = self.embedder(tokens, positions)
         inputs = BlockInputs(
             positions,
-            cache_mask(positions, cache),
+            Mask(positions, positions),  # each layer's cache knows the positions of its keys
             tokens,
             x,
-            slots=positions,
             bias=self.relative_bias(),
             memory=memory,
-            memory_mask=_memory_mask(tokens, cache.cross_key.shape[2], segment_ids, encoder_segment_ids),
+            memory_mask=_memory_mask(tokens, cache[0].cross_key.shape[2], segment_ids, encoder_segment_ids),
         )
         x, new_cache = self.blocks(x, inputs, cache)
         assert new_cache is not None
         x = self.final_norm(x) if self.config.norm_position == "pre" else x
-        return self.head(x, self.embedder.token_embedding), new_cache
+        return self.head(places(x, last), self.embedder.token_embedding), new_cache
 
 
 def _memory_mask(tokens: Array, memory_len: int, segments: Array | None, encoder_segments: Array | None) -> Mask:

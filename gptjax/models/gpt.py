@@ -69,26 +69,33 @@ class GPT(nn.Module):
         """The last block's output after the final norm, [B, T, D]; arguments as in `__call__`."""
         positions = row_positions(self.config, tokens, positions)
         mask = row_mask(tokens, segment_ids, causal=True, prefix=prefix)
-        return self._apply_blocks(tokens, positions, mask, dropout_rate, None, None)[0]
+        return self._apply_blocks(tokens, positions, mask, dropout_rate, None)[0]
 
     def decode(
-        self, tokens: Array, positions: Array, cache: KVCache, *, prefix: Array | None = None
-    ) -> tuple[Array, KVCache]:
+        self,
+        tokens: Array,
+        positions: Array,
+        cache: list[KVCache],
+        *,
+        last: Array | None = None,
+        prefix: Array | None = None,
+    ) -> tuple[Array, list[KVCache]]:
         """Scores the next token after `tokens` [B, T] at `positions` [B, T], given a cache of what came before.
 
         Args:
-          tokens, positions: what is new.
-          cache: of what came before.
+          tokens, positions: what is new; the positions of a row follow one another.
+          cache: of what came before, a layer each.
+          last: [B], the only places in `tokens` to score; None for all.
           prefix: bool [B, S], slots of the cache that every token sees (prefix LM), written by the first call and given to
             all; None for none.
 
         Returns:
-          (logits [B, T, V], the cache with `tokens` written).
+          (logits [B, T, V], of `last` [B, 1, V], and the cache with `tokens` written).
         """
-        mask = cache_mask(positions, cache)._replace(prefix=prefix)
-        x, new_cache = self._apply_blocks(tokens, positions, mask, None, cache, positions)
+        mask = Mask(positions, positions, prefix=prefix)  # each layer's cache knows the positions of its keys
+        x, new_cache = self._apply_blocks(tokens, positions, mask, None, cache)
         assert new_cache is not None
-        return self.head(x, self.embedder.token_embedding), new_cache
+        return self.head(places(x, last), self.embedder.token_embedding), new_cache
 
     def _apply_blocks(
         self,
@@ -96,17 +103,14 @@ class GPT(nn.Module):
         positions: Array,
         mask: Mask,
         dropout_rate: Array | None,
-        cache: KVCache | None,
-        slots: Array | None,
-    ) -> tuple[Array, KVCache | None]:
+        cache: list[KVCache] | None,
+    ) -> tuple[Array, list[KVCache] | None]:
         x = self.embedder(tokens, positions, dropout_rate=dropout_rate)
-        inputs = BlockInputs(
-            positions, mask, tokens, x, slots=slots, bias=self.relative_bias(), dropout_rate=dropout_rate
-        )
+        inputs = BlockInputs(positions, mask, tokens, x, bias=self.relative_bias(), dropout_rate=dropout_rate)
         x, cache = self.blocks(x, inputs, cache)
         return (self.final_norm(x) if self.config.norm_position == "pre" else x), cache
 
 
-def cache_mask(positions: Array, cache: KVCache) -> Mask:
-    """A query at `positions` [B, T] sees the slots of a cache [L, B, S, G, K] up to its own."""
-    return Mask(positions, jnp.arange(cache.key.shape[2])[None])
+def places(x: Array, index: Array | None) -> Array:
+    """Of `x` [B, T, D] the places `index` [B], as [B, 1, D]; all of it for None."""
+    return x if index is None else jnp.take_along_axis(x, index[:, None, None], axis=1)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.array_types import Array
+from gptjax.models.narrow import product
 
 INIT_STD = 0.02  # GPT-2; residual projections divide it by sqrt(2 * num_layers)
 
@@ -47,8 +48,10 @@ class Einsum(nn.Module):
 
     @nn.compact
     def __call__(self, equation: str, x: Array) -> Array:
-        kernel = self.param("kernel", nn.initializers.normal(self.std), self.shape)
-        y = jnp.einsum(equation, x, kernel.astype(x.dtype))
+        if self.is_initializing():
+            self.param("kernel", nn.initializers.normal(self.std), self.shape)
+        # Not what self.param returns, for generation may have put a narrow kernel in its place.
+        y = product(equation, x, self.get_variable("params", "kernel"))
         if self.bias_shape is not None:
             return add_bias(y, self.param("bias", nn.initializers.zeros, self.bias_shape))
         # XLA:CPU would move what follows into the product, which then takes half as long again.

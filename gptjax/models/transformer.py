@@ -155,8 +155,10 @@ class Blocks(nn.Module):
     cross: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, inputs: BlockInputs, cache: KVCache | None = None) -> tuple[Array, KVCache | None]:
-        """Applies the blocks to `x` [B, T, D]; `cache` is [L, ...] and comes back updated.
+    def __call__(
+        self, x: Array, inputs: BlockInputs, cache: list[KVCache] | None = None
+    ) -> tuple[Array, list[KVCache] | None]:
+        """Applies the blocks to `x` [B, T, D]; `cache` has one for each layer and comes back updated.
 
         The losses of a mixture of experts, averaged over layers, are sown as 'router' in the collection 'losses'.
         """
@@ -191,23 +193,42 @@ class Blocks(nn.Module):
             dropout_keys = jax.random.split(self.make_rng("dropout"), c.num_layers)
         # One window for all layers stays a number, which more implementations of attention can express.
         by_layer = jnp.asarray(windows) if len(set(windows)) > 1 else None
-        layers = (self.variables["params"], dropout_keys, cache, by_layer)
-        x, (cache, losses) = (_scan if c.scan_layers else _unroll)(apply_block, x, layers, c.num_layers)
+        params = self.variables["params"]
+        if cache is not None or "layer_0" in params:  # caches may differ in length, and are updated in place
+            by_name = params if "layer_0" in params else unstack(params, c.num_layers)
+            written = []
+            for i, window in enumerate(windows):
+                x, (updated, _) = apply_block(x, (by_name[f"layer_{i}"], None, cache and cache[i], window))
+                written.append(updated)
+            return x, written if cache else None
+        layers = (params, dropout_keys, None, by_layer)
+        x, (_, losses) = (_scan if c.scan_layers else _unroll)(apply_block, x, layers, c.num_layers)
         if c.num_experts:
             self.sow("losses", "router", jnp.mean(losses))
-        return x, cache
+        return x, None
 
 
 def _scan(apply_block: Callable, x: Array, layers: Any, num_layers: int) -> tuple[Array, Any]:
     return jax.lax.scan(apply_block, x, layers, length=num_layers)
 
 
-def _unroll(apply_block: Callable, x: Array, layers: Any, num_layers: int) -> tuple[Array, Any]:
+def unstack(params: Any, num_layers: int) -> dict[str, Any]:
+    """Parameters stacked on a leading [L] as {'layer_0': parameters, ...}, which `Blocks` takes too to decode.
+
+    Within a compiled function this copies every weight, so generation does it once, before.
+    """
     # lax.split, not indexing: its transpose is one concatenation, where the transpose of L slices is a sum of L arrays.
-    leaves, structure = jax.tree.flatten(layers)
+    leaves, structure = jax.tree.flatten(params)
     columns = [jax.lax.split(leaf, (1,) * num_layers) for leaf in leaves]
+    return {
+        f"layer_{layer}": jax.tree.unflatten(structure, [jnp.squeeze(column[layer], 0) for column in columns])
+        for layer in range(num_layers)
+    }
+
+
+def _unroll(apply_block: Callable, x: Array, layers: Any, num_layers: int) -> tuple[Array, Any]:
     outputs = []
-    for layer in range(num_layers):
-        x, output = apply_block(x, jax.tree.unflatten(structure, [jnp.squeeze(column[layer], 0) for column in columns]))
+    for layer in unstack(layers, num_layers).values():
+        x, output = apply_block(x, layer)
         outputs.append(output)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.generation.engine import init_cache
+from gptjax.generation.decoding import init_cache
 from gptjax.models import init_params, make_model, model_arguments
 from tests.models.variants import draw_parameters
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.generation.engine import init_cache
+from gptjax.generation.decoding import init_cache
 from gptjax.models import GPT, EncoderDecoder
 from gptjax.models.config import TransformerConfig
 from tests.models.variants import ALL, SIZES, VARIANTS, draw_parameters, model_of
