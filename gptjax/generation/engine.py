@@ -281,9 +281,13 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compiles every program that a request may need."""
-        self._reset()
         nothing = np.zeros(self.model.config.vocab_size, np.float32)
+        for cache_len in _ladder(self.cache_len):  # a batch of one slot may get the others at any length
+            self._reset()
+            self._resize(1, cache_len)
+            self._resize(self.num_slots, cache_len)
         for num_slots in sorted({1, self.num_slots}):
+            self._reset()
             for cache_len in _ladder(self.cache_len):
                 self._resize(num_slots, cache_len)
                 for rows, longest in sorted({(1, _SHORT), (self._rows, _SHORT), (1, _PART)}):
