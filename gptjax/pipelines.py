@@ -18,7 +18,7 @@ import numpy as np
 from gptjax import loading
 from gptjax.array_types import Array, Params
 from gptjax.data.tokenizers import Encoded, Tokenizer
-from gptjax.generation.engine import generate
+from gptjax.generation.engine import Engine
 from gptjax.generation.sampling import Sampling
 from gptjax.models import BERT, GPT, EncoderDecoder, Model
 
@@ -54,6 +54,11 @@ class Pipeline:
     tokenizer: Tokenizer
     facts: dict[str, Any]
     arguments: dict[str, Any]
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """What writes texts; made at the first call that does."""
+        return Engine(self.model, self.params, num_slots=_ROWS)
 
     def __call__(self, *inputs: Any, **arguments: Any) -> Any:
         """Does the task; see the function of that name in this module for inputs, arguments and what it returns."""
@@ -100,18 +105,16 @@ def source_facts(source: str | os.PathLike) -> dict[str, Any]:
       source: as `pipeline` takes it.
 
     Returns:
-      `config` and `generation_config`, the contents of the files of that name, {} where there is none, and `trained_here`,
-      whether it is a workdir, whose config.json is not a model's.
+      `config` and `generation_config`, the contents of the files of that name; {} where there is none, and for a workdir,
+      whose config.json is not a model's.
 
     Raises:
       ValueError: no such source, or a file that is not a JSON object.
     """
     path = _local(source)
-    facts: dict[str, Any] = {"trained_here": (path / "model.json").exists()}
-    for name in ("config", "generation_config"):
-        file = path / f"{name}.json"
-        facts[name] = _read_object(file) if file.exists() and not facts["trained_here"] else {}
-    return facts
+    files = {name: path / f"{name}.json" for name in ("config", "generation_config")}
+    is_workdir = (path / "model.json").exists()
+    return {name: _read_object(file) if file.exists() and not is_workdir else {} for name, file in files.items()}
 
 
 def _local(source: str | os.PathLike) -> pathlib.Path:
@@ -165,10 +168,8 @@ def text_generation(
 
 def _prompt(pipe: Pipeline, text: str) -> np.ndarray:
     """The tokens of a prompt, of which there is always one."""
-    ids, opening = pipe.tokenizer.encode_with_specials(text).ids, _first_known(pipe.tokenizer, "bos_id", "eos_id")
-    # Documents trained on here begin with the token that ends the one before.
-    trained_here = pipe.facts.get("trained_here") and pipe.tokenizer.bos_id is None
-    return np.concatenate([[opening], ids]) if trained_here or not len(ids) else ids
+    ids = pipe.tokenizer.encode_with_specials(text).ids
+    return ids if len(ids) else np.array([_first_known(pipe.tokenizer, "bos_id", "eos_id")])
 
 
 def text2text_generation(
@@ -444,8 +445,6 @@ def _encode_masked(pipe: Pipeline, text: str) -> Encoded:
     frame = tokenizer.encode_with_specials("a")
     text_at = np.flatnonzero(frame.sequence == 0)
     before, after = frame.ids[: text_at[0]], frame.ids[text_at[-1] + 1 :]
-    if not len(before) and pipe.facts.get("trained_here", True):
-        before = np.array([tokenizer.eos_id])  # documents trained on here begin with it
     ids = np.concatenate([before, *pieces, after]).astype(np.int32)
     return Encoded(ids, np.zeros_like(ids), np.zeros((len(ids), 2), np.int32), np.zeros_like(ids))
 
@@ -563,9 +562,7 @@ def _generate(
     eos_ids = pipe.facts.get("generation_config", {}).get("eos_token_id")
     eos_ids = pipe.tokenizer.eos_id if eos_ids is None else eos_ids
     seed = call.get("seed")
-    ids = generate(
-        pipe.model,
-        pipe.params,
+    ids = pipe.engine.generate(
         prompts,
         max_new_tokens=max(new_tokens, default=1),
         eos_ids=eos_ids if isinstance(eos_ids, list) else [eos_ids],

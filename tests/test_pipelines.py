@@ -117,11 +117,11 @@ class TestTextGeneration:
     def test_defaults_come_from_the_files(self, source, monkeypatch, tmp_path):
         asked = {}
 
-        def generate(model, params, prompts, **arguments):
+        def generate(engine, prompts, **arguments):
             asked.update(arguments)
             return [np.zeros(0, np.int32)] * (len(prompts) * arguments["num_samples"])
 
-        monkeypatch.setattr(pipelines, "generate", generate)
+        monkeypatch.setattr(pipelines.Engine, "generate", generate)
         num_prompt = len(source[2].encode("The"))
 
         def ask(files, **call):
@@ -428,14 +428,14 @@ def test_unknown_tasks_and_missing_heads(wordpiece):
 
 class TestSourceFacts:
     def test_folder(self, tmp_path):
-        assert pipelines.source_facts(tmp_path) == {"trained_here": False, "config": {}, "generation_config": {}}
+        assert pipelines.source_facts(tmp_path) == {"config": {}, "generation_config": {}}
         (tmp_path / "config.json").write_text('{"id2label": {"0": "no"}}')
         assert pipelines.source_facts(str(tmp_path))["config"] == {"id2label": {"0": "no"}}
 
     def test_the_config_of_a_workdir_is_not_a_models(self, tmp_path):
         (tmp_path / "model.json").write_text("{}")
         (tmp_path / "config.json").write_text('{"seed": 0}')
-        assert pipelines.source_facts(tmp_path) == {"trained_here": True, "config": {}, "generation_config": {}}
+        assert pipelines.source_facts(tmp_path) == {"config": {}, "generation_config": {}}
 
     def test_single_file(self, tmp_path):
         (tmp_path / "model.gguf").touch()
@@ -457,6 +457,7 @@ class TestSourceFacts:
 
 def test_prompts_of_a_model_trained_here_open_as_its_documents(bpe, monkeypatch, tmp_path):
     source = loaded("gpt", bpe)
+    bpe.frame(opens=True, closes=False)  # as training does
     folder = with_files(source, monkeypatch, tmp_path, model={})
     new = bpe.decode(greedy(source, [bpe.eos_id, *bpe.encode("The")], 5))
     result = pipeline("text-generation", model=folder)("The", do_sample=False, max_new_tokens=5)

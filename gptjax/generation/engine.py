@@ -193,9 +193,9 @@ class Engine:
             raise ValueError(f"seed {request.seed} must be from 0 to 2**32 - 1")
         check_sampling(request.sampling)
         longest = self.cache_len if request.source is None else min(self.cache_len, _PART)
-        prompt = _check_ids("prompt", request.prompt, longest, c.vocab_size)
+        prompt = check_ids("prompt", request.prompt, longest, c.vocab_size)
         if request.source is not None:
-            source = _check_ids("source", request.source, self.memory_len, c.vocab_size)
+            source = check_ids("source", request.source, self.memory_len, c.vocab_size)
             request = request._replace(source=source)
         for token, bias in (request.logit_bias or {}).items():
             if not 0 <= token < c.vocab_size or not np.isfinite(bias):
@@ -337,13 +337,13 @@ class Engine:
             return
         rows = 1 if len(group) == 1 else self._rows
         longest = max(len(text.request.prompt) for text in group)
-        tokens = _pad(
+        tokens = pad(
             [t.request.prompt for t in group], rows, min(_SHORT if longest <= _SHORT else _PART, self.cache_len)
         )
         source = None
         if self.memory_len:
             sources = [np.asarray(text.request.source) for text in group]
-            source = _pad(sources, rows, _at_least(max(map(len, sources)), self.memory_len), fill=-1)
+            source = pad(sources, rows, at_least(max(map(len, sources)), self.memory_len), fill=-1)
         self._join(group, tokens, *self._prefill(group, tokens, source), source)
 
     def _read_part(self, part: _Part) -> None:
@@ -355,7 +355,7 @@ class Engine:
         if start + _PART < len(prompt):
             self._part = part._replace(cache=cache, done=start + _PART)
         else:
-            self._join([part.text], _pad([prompt], 1, self.cache_len), logits, cache, None)
+            self._join([part.text], pad([prompt], 1, self.cache_len), logits, cache, None)
 
     def _staging(self) -> list:
         return _run("init_cache", self.model, 1, self.cache_len, 0)
@@ -384,7 +384,7 @@ class Engine:
         """Gives each text of a group that was read a slot."""
         lengths = [len(text.request.prompt) for text in group]
         together = sum(text is not None for text in self._texts) + len(group)
-        self._resize(1 if together == 1 else self.num_slots, _at_least(max(lengths), self.cache_len))
+        self._resize(1 if together == 1 else self.num_slots, at_least(max(lengths), self.cache_len))
         free = (slot for slot, text in enumerate(self._texts) if text is None)
         slots = [next(free) for _ in group]
         self._insert(group, slots, tokens, logits, cache, source)
@@ -445,7 +445,7 @@ class Engine:
                 max_tokens = 1
                 self._slots = _run("set_bias", self._slots, np.int32(slot), self._bias(text.request))
         longest = max(self._lengths[slot] for slot, _ in texts)
-        self._resize(1, _at_least(min(longest + 1, self.cache_len), self.cache_len))
+        self._resize(1, at_least(min(longest + 1, self.cache_len), self.cache_len))
         room = max(1, self._shape[1] - longest)  # for more, the batch grows the next time
         asked = any(text.request.logprobs for _, text in texts)
         written = self._decode(min(max_tokens, room, _TOKENS_AT_ONCE), bool(self._waiting), asked)
@@ -519,7 +519,7 @@ def generate(
     )
 
 
-def _check_ids(what: str, ids: np.ndarray, longest: int, vocab_size: int) -> np.ndarray:
+def check_ids(what: str, ids: np.ndarray, longest: int, vocab_size: int) -> np.ndarray:
     ids = np.asarray(ids, np.int32)
     if not 1 <= len(ids) <= longest:
         raise ValueError(f"the {what} has {len(ids)} tokens; the model's context holds 1 to {longest}")
@@ -537,11 +537,11 @@ def _ladder(longest: int) -> list[int]:
     return [*lengths[:-1], longest]
 
 
-def _at_least(length: int, longest: int) -> int:
+def at_least(length: int, longest: int) -> int:
     return next(n for n in _ladder(longest) if n >= length)
 
 
-def _pad(rows: Sequence[np.ndarray], num_rows: int, length: int, fill: int = 0) -> np.ndarray:
+def pad(rows: Sequence[np.ndarray], num_rows: int, length: int, fill: int = 0) -> np.ndarray:
     padded = np.full((num_rows, length), fill, np.int32)
     for row, ids in zip(padded, rows, strict=False):
         row[: len(ids)] = ids

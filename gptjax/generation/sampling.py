@@ -115,6 +115,14 @@ def truncate(logits: Array, sampling: Sampling) -> Array:
     return jnp.where(logits >= floor, logits, -jnp.inf)
 
 
+def probabilities(logits: Array, sampling: Sampling) -> Array:
+    """The distribution [B, V] float32 that `sample` draws from."""
+    temperature = jnp.broadcast_to(jnp.asarray(sampling.temperature), logits.shape[:1])[:, None]
+    scaled = truncate(logits / jnp.maximum(temperature, 1e-6), sampling)
+    greedy = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[1])
+    return jnp.where(temperature == 0, greedy, jax.nn.softmax(scaled, axis=-1))
+
+
 def sample(keys: Array, logits: Array, sampling: Sampling) -> Array:
     """Draws one token for each row.
 
