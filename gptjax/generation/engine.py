@@ -236,6 +236,8 @@ class Engine:
         if self._part:
             self._read_part(self._part)
         self._read_waiting()
+        if self._waiting and self.num_active < self.num_slots:
+            max_tokens = 1  # who has a slot does not wait for those who write
         return self._write(max_tokens) if any(self._texts) else []
 
     def generate(
@@ -295,10 +297,12 @@ class Engine:
                     for memory_len in _ladder(self.memory_len) if self.memory_len else (None,):
                         source = None if memory_len is None else np.zeros((rows, memory_len), np.int32)
                         self._insert([], [], tokens, *self._prefill([], tokens, source), source)
-                if self.cache_len > _PART and not self.memory_len:
-                    tokens = np.zeros((1, _PART), np.int32)
-                    read = self._prefill([], tokens, None, self._staging())
-                    self._insert([], [], np.zeros((1, self.cache_len), np.int32), *read, None)
+                longest = _PART
+                while longest < self.cache_len and not self.memory_len:
+                    longest *= 2
+                    staging = self._staging(longest)
+                    read = self._prefill([], np.zeros((1, _PART), np.int32), None, staging)
+                    self._insert([], [], np.zeros((1, staging[0].key.shape[2]), np.int32), *read, None)
                 self._decode(1, False, False)
                 self._slots = _run("set_bias", self._slots, np.int32(_NOWHERE), nothing)
                 self._slots = _run("end", self._slots, np.int32(0))
@@ -328,7 +332,7 @@ class Engine:
         while self._waiting and len(group) < min(free, self._rows):
             length = len(self._waiting[0].request.prompt)
             if length > _PART and not group and self._part is None:
-                self._read_part(_Part(self._waiting.popleft(), self._staging(), 0))
+                self._read_part(_Part(self._waiting.popleft(), self._staging(length), 0))
                 return
             if length > _PART or (group and max(length, len(group[0].request.prompt)) > _SHORT):
                 break
@@ -355,10 +359,11 @@ class Engine:
         if start + _PART < len(prompt):
             self._part = part._replace(cache=cache, done=start + _PART)
         else:
-            self._join([part.text], pad([prompt], 1, self.cache_len), logits, cache, None)
+            self._join([part.text], pad([prompt], 1, cache[0].key.shape[2]), logits, cache, None)
 
-    def _staging(self) -> list:
-        return _run("init_cache", self.model, 1, self.cache_len, 0)
+    def _staging(self, length: int) -> list:
+        """A cache to read a long prompt into; its length is a power of two, or all there is."""
+        return _run("init_cache", self.model, 1, min(1 << (length - 1).bit_length(), self.cache_len), 0)
 
     def _prefill(
         self,

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from gptjax.array_types import Array
@@ -151,6 +152,8 @@ def _write(cache: KVCache, key: Array, value: Array, positions: Array) -> KVCach
     slots = positions % cache.key.shape[2]
     key = cache.key.at[rows, :, slots].set(key.astype(cache.key.dtype))
     value = cache.value.at[rows, :, slots].set(value.astype(cache.value.dtype))
+    # XLA:CPU would write once for each reader, all but one into a copy of the cache.
+    key, value = jax.lax.optimization_barrier((key, value))
     return cache._replace(key=key, value=value)
 
 

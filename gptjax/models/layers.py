@@ -1,6 +1,7 @@
 """Projections, embeddings, norms and dropout: the parts that hold parameters, as Flax modules."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -52,10 +53,24 @@ class Einsum(nn.Module):
             self.param("kernel", nn.initializers.normal(self.std), self.shape)
         # Not what self.param returns, for generation may have put a narrow kernel in its place.
         y = product(equation, x, self.get_variable("params", "kernel"))
+        if self.has_variable("params", "lora_a"):
+            y = y + self._adapter(equation, x)
         if self.bias_shape is not None:
             return add_bias(y, self.param("bias", nn.initializers.zeros, self.bias_shape))
         # XLA:CPU would move what follows into the product, which then takes half as long again.
         return jax.lax.optimization_barrier(y)
+
+    def _adapter(self, equation: str, x: Array) -> Array:
+        """What `finetuning.lora` has put beside the kernel: scale * B A dropout(x)."""
+        names = ("lora_a", "lora_b", "lora_scale", "lora_dropout")
+        arrays: list[Array] = [self.get_variable("params", name).astype(x.dtype) for name in names]
+        a, b, scale, rate = arrays
+        x = dropout(x, rate if self.has_rng("dropout") else None, lambda: self.make_rng("dropout"))
+        read, kernel, written = re.split(",|->", equation)
+        summed = "".join(axis for axis in kernel if axis not in written)
+        rest = "".join(axis for axis in read if axis not in summed)
+        low = jnp.einsum(f"{read},{summed}z->{rest}z", x, a)
+        return scale * jnp.einsum(f"{rest}z,z{kernel[len(summed) :]}->{written}", low, b)
 
 
 class Embedding(nn.Module):
