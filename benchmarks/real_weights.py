@@ -6,6 +6,7 @@ Packages that are not in DIR are fetched by pip. Needs `make referee`. Exit code
 perplexity by more than 0.5 %.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -91,6 +92,7 @@ def compare(folder: pathlib.Path, text: pathlib.Path, num_tokens: int, window: i
     import jax.numpy as jnp
 
     import gptjax
+    from gptjax.generation.decoding import prepare
     from gptjax.generation.engine import generate
     from gptjax.generation.sampling import Sampling
     from gptjax.training.losses import cross_entropy
@@ -113,12 +115,16 @@ def compare(folder: pathlib.Path, text: pathlib.Path, num_tokens: int, window: i
     num_windows = (min(num_tokens, len(ids)) if num_tokens else len(ids)) // window
     windows = ids[: num_windows * window].reshape(num_windows, window)
 
-    @jax.jit
-    def loss(params: Any, tokens: jax.Array) -> jax.Array:
+    @functools.partial(jax.jit, static_argnums=0)
+    def loss(model: Any, params: Any, tokens: jax.Array) -> jax.Array:
         logits = jnp.asarray(model.apply({"params": params}, tokens[None]))
         return cross_entropy(logits[:, :-1], tokens[None, 1:], jnp.ones((1, window - 1)))[0]
 
-    nats = sum(float(loss(params, row)) for row in windows) / (num_windows * (window - 1))
+    def mean_loss(model: Any, params: Any) -> float:
+        return sum(float(loss(model, params, row)) for row in windows) / (num_windows * (window - 1))
+
+    nats = mean_loss(model, params)
+    narrow = {weights: mean_loss(*prepare(model, params, weights)) for weights in ("bfloat16", "int8")}
     chat = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
     prompt = encode_chat(tokenizer, chat)
     (answer,) = generate(
@@ -160,6 +166,8 @@ def compare(folder: pathlib.Path, text: pathlib.Path, num_tokens: int, window: i
         f"  perplexity over {windows.size:,} of {len(ids):,} tokens in windows of {window}: {np.exp(nats):.4f}, "
         f"Transformers {np.exp(nats_theirs):.4f}, {excess:+.1e} relative"
     )
+    for weights, worse in narrow.items():
+        print(f"  with {weights} weights {np.exp(worse):.4f}, {np.exp(worse - nats) - 1:+.2%}")
     # The reference's list ends with the token that ends an answer, ours before it.
     same_answer = np.array_equal(answer, theirs["greedy"][: len(answer)])
     print(
@@ -170,6 +178,7 @@ def compare(folder: pathlib.Path, text: pathlib.Path, num_tokens: int, window: i
         "smollm2/perplexity": float(np.exp(nats)),
         "smollm2/perplexity_transformers": float(np.exp(nats_theirs)),
         "smollm2/excess": excess,
+        **{f"smollm2/perplexity_{weights}": float(np.exp(worse)) for weights, worse in narrow.items()},
         "smollm2/tokens": float(windows.size),
     }
 
