@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.data.corpus = "jsonl"
     config.data.text_field = "source"
     config.data.objective = "seq2seq"
+    config.data.too_long = "drop"
     config.data.tokenizer = "char"
     config.data.validation_fraction = 0.01
     config.optimizer.name = "muon"

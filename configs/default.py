@@ -65,22 +65,37 @@ def get_config() -> ConfigDict:
     config.model.remat = "none"  # what the backward pass computes again: none, dots (all but matrix products), full
 
     config.data = ConfigDict()
-    config.data.corpus = "stdlib"  # stdlib, text, jsonl, tsv, tfds:NAME
-    config.data.files = ""  # for text, jsonl and tsv: paths, folders and globs, comma-separated
-    config.data.text_field = "text"  # for jsonl, tsv and tfds: the field that holds the text; of seq2seq, the source
+    config.data.corpus = "stdlib"  # stdlib, text, jsonl, json, csv, tsv, lines (two files, in parallel), tfds:NAME
+    config.data.files = ""  # but for stdlib and tfds: paths, folders and globs, comma-separated; .gz is read too
+    config.data.validation_files = ""  # the same for validation; empty: validation_fraction of the others
+    config.data.text_field = "text"  # of records: the field that holds the text; of seq2seq, the source
     config.data.target_field = "target"  # seq2seq: the field that holds the target
-    config.data.objective = "causal"  # causal, prefix, fim (gpt); masked (bert); span, seq2seq (encoder_decoder)
+    # causal, prefix, fim (gpt); masked (bert); span, seq2seq (encoder_decoder); of records known by the names of their
+    # fields, see gptjax/data/examples.py: sft, dpo (gpt), classification, question_answering (bert, gpt)
+    config.data.objective = "causal"  # what a row asks of the model
+    config.data.seq_len = 0  # tokens of a row; 0: model.max_seq_len
+    config.data.too_long = "error"  # pairs and records longer than a row, which are counted: error, drop, truncate
     config.data.mask_rate = 0.15  # masked and span: the share of tokens to restore
     config.data.whole_word = False  # masked: hide whole words
     config.data.span_length = 3.0  # span: tokens of a span, on average
     config.data.fim_rate = 0.5  # fim: the share of documents whose middle moves to the end
     config.data.tokenizer = "bpe"  # byte, char, bpe (trained on the corpus), or the path of one
-    config.data.vocab_size = 4096  # tokens of a bpe trained here
+    config.data.vocab_size = 4096  # tokens of a bpe trained here; with init.model, the model's
     config.data.validation_fraction = 0.05  # of the documents, or of the only document's end
     config.data.cross_document = False  # causal: let attention and positions cross the documents packed in a row
 
     config.init = ConfigDict()
     config.init.scale = 1.0  # multiplies the initial deviation of kernels and embeddings
+    # With a model to start from, its tokenizer counts and its fields of `model` do; the config's stay at their defaults, but
+    # for the head (head, num_labels, pooling), which may be a new one, for dropout, and for how it is computed (attention,
+    # attention_dropout, dtype, scan_layers, remat, balance_loss, router_z_loss).
+    config.init.model = ""  # a workdir, a Hugging Face folder or hub name, a .gguf; empty: from scratch
+
+    config.lora = ConfigDict()
+    config.lora.rank = 0  # adapters beside projections, the rest frozen but for a classification or span head; 0: none
+    config.lora.alpha = 16.0  # adapters are multiplied by alpha / rank
+    config.lora.dropout = 0.0  # of what adapters read
+    config.lora.projections = "attention/(query|key|value|out)$|mlp/"  # regex on the paths of projections
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # adamw, muon (hidden matrices; adamw for the rest)
@@ -88,7 +103,9 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = 100  # linear, from 0
     config.optimizer.schedule = "cosine"  # cosine, linear, wsd (linear over the last fifth), rsqrt, constant
     config.optimizer.final_fraction = 0.1  # of the peak, at the last step
-    config.optimizer.weight_decay = 0.1  # of kernels and embeddings
+    config.optimizer.weight_decay = 0.1  # of what `decayed` finds
+    config.optimizer.decayed = r"(kernel|embedding)$"  # regex on the paths of parameters
+    config.optimizer.factors = ()  # ((regex, factor), ...) on learning rates; the first that fits counts; 0: frozen
     config.optimizer.beta1 = 0.9  # AdamW's decay of the mean gradient
     config.optimizer.beta2 = 0.99  # AdamW's decay of the mean squared gradient
     config.optimizer.momentum = 0.95  # Muon's
@@ -100,6 +117,8 @@ def get_config() -> ConfigDict:
     config.train.accumulation_steps = 1  # micro-batches an update
     config.train.log_every_steps = 10  # a line in metrics.jsonl
     config.train.max_minutes = 0.0  # save and stop after this long; 0: no limit
+    config.train.label_smoothing = 0.0  # the share of a target's probability that is spread over all tokens
+    config.train.dpo_beta = 0.1  # dpo: how dear it is to leave the model that training began with
     config.train.z_loss = 0.0  # coefficient of logsumexp(logits)^2; 0: none
     config.train.ema_decay = 0.0  # moving average of the parameters, evaluated and loaded in their place; 0: none
     config.train.skip_spikes = 0.0  # skip updates whose loss is this many deviations above its mean; 0: never

@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.data.corpus = "jsonl"
     config.data.text_field = "source"
     config.data.objective = "seq2seq"
+    config.data.too_long = "drop"
     config.data.vocab_size = 37000
     config.data.validation_fraction = 0.001
     config.init.scale = 2.2  # deviations of 0.044 = 1 / sqrt(512), which is Xavier's for a square matrix of that width

@@ -1,15 +1,20 @@
 """From a config to the objects it describes: the only reader of config fields besides the commands themselves."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.cli import UserError
+from experiments.cli import UserError, load_config
 
-# The model that each objective trains.
+# The model that each objective trains; where there are several, a tuple.
 MODEL_OF_OBJECTIVE: dict[str, dict[str, Any]] = {
+    "sft": {"family": "gpt", "head": "language_model", "prefix_lm": False},
+    "dpo": {"family": "gpt", "head": "language_model", "prefix_lm": False},
+    "classification": {"family": ("bert", "gpt"), "head": "sequence_classification", "prefix_lm": False},
+    "question_answering": {"family": ("bert", "gpt"), "head": "span", "prefix_lm": False},
     "causal": {"family": "gpt", "head": "language_model", "prefix_lm": False},
     "prefix": {"family": "gpt", "head": "language_model", "prefix_lm": True},
     "fim": {"family": "gpt", "head": "language_model", "prefix_lm": False},
@@ -17,6 +22,11 @@ MODEL_OF_OBJECTIVE: dict[str, dict[str, Any]] = {
     "span": {"family": "encoder_decoder", "head": "language_model"},
     "seq2seq": {"family": "encoder_decoder", "head": "language_model"},
 }
+# Fields of `model` that are the config's whatever model training starts from.
+NOT_OF_INIT = (
+    *("head", "num_labels", "pooling", "attention", "attention_dropout", "dtype", "scan_layers", "remat"),
+    *("balance_loss", "router_z_loss"),
+)
 
 
 def check(config: ConfigDict) -> None:
@@ -45,6 +55,10 @@ def check(config: ConfigDict) -> None:
         "optimizer.clip_norm": 0,
         "data.span_length": 1,
         "data.fim_rate": 0,
+        "data.seq_len": 0,
+        "train.dpo_beta": 0,
+        "lora.rank": 0,
+        "lora.alpha": 0,
         "init.scale": 0,
         "seed": 0,
     }
@@ -52,7 +66,8 @@ def check(config: ConfigDict) -> None:
         value = _field(config, name)
         if not value >= least:
             raise UserError(f"config.{name}={value} must be at least {least}")
-    for name in ("model.dropout", "train.ema_decay", "optimizer.beta1", "optimizer.beta2", "optimizer.momentum"):
+    below_one = ("model.dropout", "lora.dropout", "train.ema_decay", "train.label_smoothing")
+    for name in (*below_one, "optimizer.beta1", "optimizer.beta2", "optimizer.momentum"):
         value = _field(config, name)
         if not 0 <= value < 1:
             raise UserError(f"config.{name}={value} must be at least 0 and below 1")
@@ -76,19 +91,46 @@ def check(config: ConfigDict) -> None:
             f"config.train.batch_size={config.train.batch_size} is not divisible by "
             f"config.train.accumulation_steps={config.train.accumulation_steps}"
         )
-    _check_objective(config)
     profile_steps(config)
+    _check_regexes(config)
+    if not config.init.model:  # else its fields are not known yet
+        check_model(config)
+
+
+def _check_regexes(config: ConfigDict) -> None:
+    o = config.optimizer
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 and float(pair[1]) >= 0 for pair in o.factors):
+        raise UserError(f"config.optimizer.factors={o.factors!r} must be pairs of a regex and a factor of at least 0")
+    regexes = [("lora.projections", config.lora.projections), ("optimizer.decayed", o.decayed)]
+    for name, pattern in [*regexes, *(("optimizer.factors", pattern) for pattern, _ in o.factors)]:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"config.{name}: {pattern!r} is not a regex: {error}") from error
+
+
+def check_model(config: ConfigDict) -> None:
+    """Refuses a model that is not one, or cannot learn the objective.
+
+    Raises:
+      UserError: names the field, its value and the rule.
+    """
     model_sizes(config, vocab_size=max(1, config.data.vocab_size))
-
-
-def _check_objective(config: ConfigDict) -> None:
-    """Refuses a model that cannot learn the objective."""
     d, m = config.data, config.model
     for name, value in MODEL_OF_OBJECTIVE[d.objective].items():
-        if m[name] != value:
+        if m[name] not in (value if isinstance(value, tuple) else (value,)):
+            needed = " or ".join(map(repr, value if isinstance(value, tuple) else (value,)))
             raise UserError(
-                f"config.data.objective={d.objective!r} needs config.model.{name}={value!r}, not {m[name]!r}"
+                f"config.data.objective={d.objective!r} needs config.model.{name}={needed}, not {m[name]!r}"
             )
+    if d.seq_len > m.max_seq_len and m.position == "learned":
+        raise UserError(
+            f"config.data.seq_len={d.seq_len} is more than the {m.max_seq_len} learned positions of the model"
+        )
+    if d.objective == "classification" and m.num_labels < 2:
+        raise UserError(
+            f"config.model.num_labels={m.num_labels} must be at least 2 for config.data.objective={d.objective!r}"
+        )
     if d.cross_document and d.objective != "causal":
         raise UserError(f"config.data.cross_document is for config.data.objective='causal', not {d.objective!r}")
 
@@ -115,6 +157,42 @@ def model_sizes(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
     sizes["num_kv_heads"] = sizes["num_kv_heads"] or sizes["num_heads"]
     sizes["mlp_dim"] = sizes["mlp_dim"] or 4 * sizes["embed_dim"]
     return sizes
+
+
+def with_model(config: ConfigDict, arguments: Mapping[str, Any]) -> ConfigDict:
+    """The config with the fields of a model to start from in place of its own.
+
+    Args:
+      arguments: the model's constructor arguments.
+
+    Raises:
+      UserError: the config asks for another value of such a field than its default and the model's.
+    """
+    default = load_config("configs/default.py")
+    merged = ConfigDict(config.to_dict())
+    for name, value in arguments.items():
+        section = "data" if name == "vocab_size" else "model"
+        asked = config[section][name]
+        if name in NOT_OF_INIT:
+            continue
+        if asked not in (default[section][name], value):
+            raise UserError(
+                f"config.{section}.{name}={asked!r} is not what config.init.model={config.init.model!r} has, {value!r}; "
+                "leave it at its default"
+            )
+        merged[section][name] = type(asked)(value)
+    check_model(merged)
+    return merged.lock()
+
+
+def vocab_size(config: ConfigDict, tokenizer: Any) -> int:
+    """V: the tokenizer's, or that of the model to start from, which may be larger."""
+    return config.data.vocab_size if config.init.model else tokenizer.vocab_size
+
+
+def seq_len(config: ConfigDict) -> int:
+    """T, the tokens of a row."""
+    return config.data.seq_len or config.model.max_seq_len
 
 
 def profile_steps(config: ConfigDict) -> tuple[int, int] | None:
@@ -155,8 +233,30 @@ def step_settings(config: ConfigDict) -> Any:
         z_loss=config.train.z_loss,
         ema_decay=config.train.ema_decay,
         skip_spikes=config.train.skip_spikes,
-        use_dropout=config.model.dropout > 0,
+        use_dropout=config.model.dropout > 0 or (config.lora.rank > 0 and config.lora.dropout > 0),
+        label_smoothing=config.train.label_smoothing,
+        factors=factors(config),
+        decayed=config.optimizer.decayed,
     )
+
+
+def factors(config: ConfigDict) -> tuple[tuple[str, float], ...]:
+    """What learning rates are multiplied by: the config's, and with adapters 0 for all but them and a new task's head."""
+    from gptjax.finetuning import lora
+
+    asked = tuple((pattern, float(factor)) for pattern, factor in config.optimizer.factors)
+    if not config.lora.rank:
+        return asked
+    return ((lora.NEVER_TRAINED, 0.0), *asked, (rf"{lora.TRAINED}|^head/labels/", 1.0), ("", 0.0))
+
+
+def loss(config: ConfigDict) -> Any:
+    """What is lowered; None for cross entropy."""
+    if config.data.objective != "dpo":
+        return None
+    from gptjax.finetuning.preference import preference_loss
+
+    return preference_loss(config.train.dpo_beta)
 
 
 def loop_settings(config: ConfigDict) -> Any:
@@ -174,10 +274,9 @@ def loop_settings(config: ConfigDict) -> Any:
 
 
 def mesh(config: ConfigDict) -> Any:
-    """The mesh, after the platform that the config demands has been found and the rows have been divided by it."""
+    """The mesh, after the platform that the config demands has been found."""
     import jax
 
-    from gptjax.data.objectives import target_len
     from gptjax.distributed.mesh import AXES, make_mesh
 
     platform = jax.default_backend()
@@ -186,7 +285,13 @@ def mesh(config: ConfigDict) -> Any:
             f"config.mesh.platform={config.mesh.platform!r} but JAX found only {platform}; install the extra "
             f"gptjax[{config.mesh.platform}] or set --config.mesh.platform=any"
         )
-    made = make_mesh({axis: config.mesh[axis] for axis in AXES})
+    return make_mesh({axis: config.mesh[axis] for axis in AXES})
+
+
+def check_division(config: ConfigDict, made: Any) -> None:
+    """Refuses rows that the mesh does not divide."""
+    from gptjax.data.objectives import target_len
+
     ways = made.shape["data"] * made.shape["fsdp"] * made.shape["expert"]
     rows = config.train.batch_size // config.train.accumulation_steps
     if rows % ways:
@@ -196,15 +301,14 @@ def mesh(config: ConfigDict) -> Any:
             f"not divisible by the {ways} devices of mesh data x fsdp x expert"
         )
     for name, length in (
-        (f"config.model.max_seq_len={config.model.max_seq_len}", config.model.max_seq_len),
+        ("config.data.seq_len or model.max_seq_len", seq_len(config)),
         (
-            "the target length of config.data.objective='span'",
-            target_len(objective(config.data), config.model.max_seq_len),
+            f"the target length of config.data.objective={config.data.objective!r}",
+            target_len(objective(config.data), seq_len(config)),
         ),
     ):
         if length % made.shape["context"]:
             raise UserError(f"{name}, {length} tokens, is not divisible by config.mesh.context={made.shape['context']}")
-    return made
 
 
 def objective(data: Mapping[str, Any]) -> Any:
@@ -215,22 +319,33 @@ def objective(data: Mapping[str, Any]) -> Any:
     return Objective(**{name: data[field] for name, field in names.items() if field in data})
 
 
-def prepare_data(config: ConfigDict) -> Any:
-    """The corpus as packed rows, prepared if it is not yet."""
+def prepare_data(config: ConfigDict, tokenizer: Any = None) -> Any:
+    """The corpus as packed rows, prepared if it is not yet; `tokenizer` is that of the model to start from.
+
+    Raises:
+      UserError: a label that the model has no output for.
+    """
     from gptjax import platform
     from gptjax.data.pipeline import prepare
 
     d = config.data
     goal = objective(d)
-    return prepare(
+    data = prepare(
         corpus=d.corpus,
         files=d.files,
+        validation_files=d.validation_files,
         text_field=d.text_field,
-        tokenizer=d.tokenizer,
+        tokenizer=tokenizer or d.tokenizer,
         vocab_size=d.vocab_size,
         validation_fraction=d.validation_fraction,
-        seq_len=config.model.max_seq_len,
+        seq_len=seq_len(config),
         cache_dir=platform.cache_dir() / "data",
         objective=goal,
         target_field=d.target_field if goal.name == "seq2seq" else None,
+        too_long=d.too_long,
     )
+    if goal.name == "classification" and data.largest_target >= config.model.num_labels:
+        raise UserError(
+            f"data.files: label {data.largest_target} is out of range: config.model.num_labels={config.model.num_labels}"
+        )
+    return data

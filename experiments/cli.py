@@ -5,6 +5,7 @@ by Ctrl-C, or by SIGTERM or a time budget, with the state saved; 1 anything else
 """
 
 import argparse
+import ast
 import contextlib
 import difflib
 import errno
@@ -146,12 +147,14 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 def _parse_value(name: str, text: str, default: Any) -> Any:
-    kinds = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
+    kinds = {bool: "true or false", int: "an integer", float: "a number", str: "a text", tuple: "a tuple of Python's"}
     try:
+        if isinstance(default, tuple):
+            return tuple(ast.literal_eval(text))
         if isinstance(default, bool):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         return type(default)(text)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, SyntaxError) as error:
         raise UserError(f"config.{name}={text!r} is not {kinds[type(default)]}") from error
 
 

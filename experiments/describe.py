@@ -121,7 +121,7 @@ def target_len(config: ConfigDict) -> int:
     """T, the tokens that a row has to predict."""
     from gptjax.data import objectives
 
-    return objectives.target_len(build.objective(config.data), config.model.max_seq_len)
+    return objectives.target_len(build.objective(config.data), build.seq_len(config))
 
 
 def abstract_batch(config: ConfigDict, num_rows: int) -> dict[str, Any]:
@@ -131,14 +131,19 @@ def abstract_batch(config: ConfigDict, num_rows: int) -> dict[str, Any]:
     def integers(length: int) -> Any:
         return jax.ShapeDtypeStruct((num_rows, length), "int32")
 
-    length = target_len(config)
-    batch = {name: integers(length) for name in ("inputs", "targets", "positions", "segment_ids")}
+    length, whole = target_len(config), config.data.objective in ("classification", "question_answering")
+    read = ("inputs", "positions", "segment_ids", *(("token_types",) if whole else ()))
+    batch = {name: integers(build.seq_len(config) if whole else length) for name in read} | {
+        "targets": integers(length)
+    }
     batch["loss_weights"] = jax.ShapeDtypeStruct((num_rows, length), "float32")
+    if config.data.objective == "dpo":
+        batch["reference"] = batch["loss_weights"]
     if config.model.prefix_lm:
         batch["prefix"] = jax.ShapeDtypeStruct((num_rows, length), "bool")
     if config.model.family == "encoder_decoder":
         names = ("encoder_tokens", "encoder_positions", "encoder_segment_ids")
-        batch |= {name: integers(config.model.max_seq_len) for name in names}
+        batch |= {name: integers(build.seq_len(config)) for name in names}
     return batch
 
 

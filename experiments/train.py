@@ -5,8 +5,10 @@ Typed again, it continues where it stopped, after whatever stopped it, or says t
 
 import argparse
 import concurrent.futures
+import functools
 import json
 import pathlib
+import re
 import sys
 import time
 import traceback
@@ -90,6 +92,8 @@ def run(arguments: argparse.Namespace, *, writes: bool = True) -> int:
     """Trains, or resumes; returns the exit code. Of several processes one `writes` and prints."""
     config, workdir = arguments.config, pathlib.Path(arguments.workdir).absolute()
     build.check(config)
+    if config.init.model and (workdir / "model.json").exists():
+        config = build.with_model(config, json.loads((workdir / "model.json").read_text()))
     check_workdir(config, workdir, override=arguments.override_config)
     if is_finished(config, workdir):
         print("this run is finished; --workdir another folder to start a new one")
@@ -124,7 +128,7 @@ def check_workdir(config: ConfigDict, workdir: pathlib.Path, *, override: bool) 
         for section, value in json.loads(path.read_text()).items()
         for name, leaf in (value.items() if isinstance(value, dict) else [("", value)])
     }
-    new = cli.flatten(config)
+    new = {name: json.loads(json.dumps(value)) for name, value in cli.flatten(config).items()}  # tuples are lists there
     differing = [n for n in sorted(old | new) if n not in FREE_FIELDS and old.get(n) != new.get(n)]
     if differing:
         shown = ", ".join(f"config.{n} was {old.get(n)!r}, is {new.get(n)!r}" for n in differing)
@@ -153,9 +157,11 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
 
     with cli.user_errors():
         mesh = build.mesh(config)
-        data = build.prepare_data(config)
+        config, tokenizer, initial = start_model(config, workdir, mesh)
+        build.check_division(config, mesh)
+        data = build.prepare_data(config, tokenizer)
     with jax.set_mesh(mesh):
-        model, params, stopped = train_on(mesh, data, config, workdir)
+        model, params, stopped = train_on(mesh, data, config, workdir, initial)
     if stopped:
         return stopped
 
@@ -172,14 +178,40 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     return 0
 
 
-def train_on(mesh: Any, data: Any, config: ConfigDict, workdir: pathlib.Path) -> tuple[Any, Any, int]:
-    """Trains on a mesh that is set: returns the model, its parameters, and what `train` returns."""
+def start_model(config: ConfigDict, workdir: pathlib.Path, mesh: Any) -> tuple[ConfigDict, Any, Any]:
+    """Opens the model to start from: returns the config with its fields, its tokenizer, and its parameters.
+
+    There is none, or one that only a first checkpoint needs: a workdir that has one goes on by itself, without parameters.
+    """
+    if not config.init.model:
+        return config, None, None
+    if (workdir / "model.json").exists() and any((workdir / "checkpoints").glob("[0-9]*/manifest.json")):
+        from gptjax.data.tokenizers import Tokenizer
+
+        return config, Tokenizer.load(workdir / "tokenizer.json"), None
+    from gptjax.loading import load
+    from gptjax.models import model_arguments
+
+    model, params, tokenizer = load(config.init.model, mesh=mesh)
+    return build.with_model(config, model_arguments(model)), tokenizer, params
+
+
+def train_on(
+    mesh: Any, data: Any, config: ConfigDict, workdir: pathlib.Path, initial: Any = None
+) -> tuple[Any, Any, int]:
+    """Trains on a mesh that is set: returns the model, its parameters, and what `train` returns.
+
+    Args:
+      initial: parameters to start from; None to draw them, or go on with the workdir's.
+    """
     import jax
 
     from gptjax.data.pipeline import empty_batch, eval_batches, target_bytes, train_batches
     from gptjax.distributed.processes import data_share, is_first, make_vote, to_global
     from gptjax.distributed.sharding import batch_sharding, tree_shardings
     from gptjax.evaluation.perplexity import evaluate
+    from gptjax.finetuning import lora, preference
+    from gptjax.finetuning.start import frozen, put_in, start_from
     from gptjax.models import make_model
     from gptjax.models.config import DTYPES
     from gptjax.training.loop import Diverged, Functions, Loop, device_batches
@@ -189,15 +221,40 @@ def train_on(mesh: Any, data: Any, config: ConfigDict, workdir: pathlib.Path) ->
     from gptjax.workdir import write_description
 
     with cli.user_errors():
-        model = make_model(**build.model_sizes(config, data.tokenizer.vocab_size))
+        model = make_model(**build.model_sizes(config, build.vocab_size(config, data.tokenizer)))
         hyper = build.hyperparameters(config)
         settings = build.step_settings(config)
+        loss = build.loss(config)
+        taken: dict[str, Any] = {}
+        if initial is not None:
+            taken, new, left = start_from(model, initial)
+            if is_first():
+                said = [f"{len(taken)} arrays from {config.init.model}"]
+                said += [f"{what} {', '.join(names)}" for what, names in (("new:", new), ("left out:", left)) if names]
+                print("; ".join(said), file=sys.stderr)
 
-        def init(seed: Any, scale: Any, hyper: Any) -> Any:
-            return init_state(model, settings.optimizer, hyper, seed, scale, ema=settings.ema_decay > 0)
+        def start(params: Any, key: Any, taken: Any) -> Any:
+            params = put_in(params, taken)
+            if not config.lora.rank:
+                return params
+            numbers = {name: config.lora[name] for name in ("rank", "alpha", "dropout")}
+            return lora.add(params, key, projections=config.lora.projections, **numbers)
 
-        numbers = (jax.numpy.uint32(config.seed), jax.numpy.float32(config.init.scale), hyper)
+        def init(seed: Any, scale: Any, hyper: Any, taken: Any) -> Any:
+            return init_state(
+                model,
+                settings.optimizer,
+                hyper,
+                seed,
+                scale,
+                ema=settings.ema_decay > 0,
+                change=functools.partial(start, taken=taken),
+                is_frozen=frozen(settings.factors),
+            )
+
+        numbers = (jax.numpy.uint32(config.seed), jax.numpy.float32(config.init.scale), hyper, taken)
         shapes = jax.eval_shape(init, *numbers)
+        check_factors(config, shapes)
         shardings = tree_shardings(shapes, mesh)
         share, num_shares = data_share(mesh, config.train.batch_size)
     if is_first():
@@ -216,11 +273,15 @@ def train_on(mesh: Any, data: Any, config: ConfigDict, workdir: pathlib.Path) ->
     # Compilation runs outside Python's lock, so the rest of the start goes on beside it.
     background = concurrent.futures.ThreadPoolExecutor()
     imports = background.submit(import_the_rest)
-    init_fn = background.submit(lambda: jax.jit(init, out_shardings=shardings).lower(*numbers).compile())
+    init_jit = jax.jit(init, out_shardings=shardings, donate_argnums=3)
+    init_fn = background.submit(lambda: init_jit.lower(*numbers).compile())
     started = time.perf_counter()
     options = platform.compiler_options(config.model.dtype)
     step_fn = jax.jit(
-        make_train_step(model, settings), donate_argnums=0, out_shardings=(shardings, None), compiler_options=options
+        make_train_step(model, settings, loss),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+        compiler_options=options,
     )
     train_step = step_fn.lower(abstract_state, abstract_batch).compile()
     if is_first():
@@ -245,17 +306,18 @@ def train_on(mesh: Any, data: Any, config: ConfigDict, workdir: pathlib.Path) ->
     first_step = int(state.step)
 
     every = config.train.accumulation_steps
-    eval_step = jax.jit(make_eval_step(model), compiler_options=options)
+    eval_fn = make_eval_step(model) if loss is None else preference.make_eval_step(model, loss)
+    eval_step = jax.jit(eval_fn, compiler_options=options)
     micro_batch = jax.jit(lambda batch: {name: x[::every] for name, x in batch.items()}, out_shardings=rows)
 
     def put(batch: dict[str, Any]) -> dict[str, Any]:
         # Every process reads all of it, which counts the bytes of all targets, and keeps the rows of its devices.
         return {name: jax.make_array_from_callback(x.shape, rows, x.__getitem__) for name, x in batch.items()}
 
-    def probe(params: Any, batch: Any) -> float:
-        return float(eval_step(params, micro_batch(batch))["loss_sum"])
+    def probe(state: Any, batch: Any) -> float:
+        return float(eval_step(state.model_params, micro_batch(batch))["loss_sum"])
 
-    def run_evaluation(params: Any) -> dict[str, float]:
+    def run_evaluation(state: Any) -> dict[str, float]:
         batches = eval_batches(
             data,
             batch_size=config.train.batch_size // every,
@@ -263,7 +325,7 @@ def train_on(mesh: Any, data: Any, config: ConfigDict, workdir: pathlib.Path) ->
             max_batches=config.eval.max_batches or None,
         )
         with cli.user_errors():
-            return evaluate(eval_step, params, batches, target_bytes(data), put)
+            return evaluate(eval_step, state.eval_params, batches, target_bytes(data), put)
 
     bar = tqdm(
         total=config.train.num_train_steps,
@@ -285,7 +347,7 @@ def train_on(mesh: Any, data: Any, config: ConfigDict, workdir: pathlib.Path) ->
         build.loop_settings(config),
         checkpoints,
         writer,
-        flops_per_token=flops_per_token(model, shapes.params),
+        flops_per_token=flops_per_token(model, shapes.model_params),
         peak_flops=peak_flops(DTYPES[config.model.dtype]),
         trace_dir=str(workdir / "profile"),
     )
@@ -315,7 +377,21 @@ def train_on(mesh: Any, data: Any, config: ConfigDict, workdir: pathlib.Path) ->
     finally:
         bar.close()
         writer.close()
-    return model, state.params if state.ema is None else state.ema, stopped
+    return model, lora.merge(state.eval_params), stopped
+
+
+def check_factors(config: ConfigDict, state: Any) -> None:
+    """Refuses a regex that finds no parameter, and a run that trains none."""
+    import jax
+
+    from gptjax.distributed.sharding import path_of
+
+    paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.model_params)]
+    for pattern, _ in config.optimizer.factors:
+        if not any(re.search(pattern, path) for path in paths):
+            raise ValueError(f"config.optimizer.factors: {pattern!r} finds none of the parameters {', '.join(paths)}")
+    if not state.params:
+        raise ValueError(f"config.optimizer.factors={config.optimizer.factors!r} freezes every parameter")
 
 
 def summarize(config: ConfigDict, workdir: pathlib.Path, final: dict[str, Any]) -> None:
@@ -329,7 +405,7 @@ def summarize(config: ConfigDict, workdir: pathlib.Path, final: dict[str, Any]) 
     )
     print(f"files: {workdir} (loss.png, samples.txt, metrics.jsonl, checkpoints; tensorboard --logdir {workdir})")
     print(f"next:  python -m experiments.evaluate --model {workdir}")
-    if config.model.family == "gpt":
+    if json.loads((workdir / "model.json").read_text())["family"] == "gpt":
         print(f"       python -m experiments.generate --model {workdir} --prompt 'def '")
 
 

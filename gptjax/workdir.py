@@ -14,11 +14,13 @@ import subprocess
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gptjax.array_types import Params
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.distributed.sharding import tree_shardings
+from gptjax.finetuning import lora
 from gptjax.models import Model, init_params, make_model, model_arguments
 from gptjax.training.checkpoints import Checkpoints, write_json
 
@@ -37,30 +39,34 @@ class Run(NamedTuple):
     step: int
 
 
-def read(path: str | pathlib.Path, *, step: int | None = None, mesh: Mesh | None = None) -> Run:
+def read(path: str | pathlib.Path, *, step: int | None = None, mesh: Mesh | None = None, merged: bool = True) -> Run:
     """Reads a trained model from a workdir; needs its `model.json`, `tokenizer.json` and a checkpoint, no config.
 
     Args:
       path: of the workdir.
       step: which checkpoint; None for the best, or the latest if none is recorded as the best.
       mesh: where the parameters go, as `distributed.sharding` says; None for one device.
+      merged: whether adapters are added to what they are beside, or left as they are.
 
     Raises:
-      ValueError: no such workdir, no checkpoint, or every checkpoint is damaged.
+      ValueError: no such workdir, no checkpoint, or every checkpoint is damaged or of another model.
     """
     workdir = pathlib.Path(path)
     if not (workdir / "model.json").exists():
         raise ValueError(f"no such model: {str(path)!r} is not a workdir, it has no model.json")
     model = make_model(**json.loads((workdir / "model.json").read_text()))
-    shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
-    if mesh is None:
+
+    def place(found: Params) -> Params:
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = jax.tree.map(lambda _: one, shapes)
-    else:
-        shardings = tree_shardings(shapes, mesh)
-    abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
-    step, params = Checkpoints(workdir / "checkpoints").restore_params(abstract, step)
-    return Run(model, params, Tokenizer.load(workdir / "tokenizer.json"), step)
+        shardings = jax.tree.map(lambda _: one, found) if mesh is None else tree_shardings(found, mesh)
+        return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), found, shardings)
+
+    step, params = Checkpoints(workdir / "checkpoints").restore_params(place, step)
+    whole = lora.merge(params)
+    needed = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    if jax.tree.map(jnp.shape, whole) != jax.tree.map(jnp.shape, needed):
+        raise ValueError(f"{workdir / 'checkpoints'} holds the parameters of another model than model.json describes")
+    return Run(model, whole if merged else params, Tokenizer.load(workdir / "tokenizer.json"), step)
 
 
 def write_description(workdir: pathlib.Path, config: dict[str, Any], model: Model, tokenizer: Tokenizer) -> None:

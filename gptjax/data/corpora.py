@@ -1,22 +1,34 @@
 """Corpora: where the documents come from, and which of them are for validation."""
 
+import csv
 import functools
 import glob
+import gzip
 import hashlib
+import io
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from gptjax.data import standard_library
 from gptjax.data.cache import file_contents, fingerprint
 
-Document = str | tuple[str, str]  # a text, or a pair of source and target
+
+class Record(NamedTuple):
+    """The fields of an example, and where they stand, for messages."""
+
+    where: str
+    fields: dict[str, Any]
+
+
+Document = str | tuple[str, str] | Record  # a text, a pair of source and target, or an example to be recognised
 Documents = Callable[[], Iterator[Document]]
-FILE_CORPORA = ("text", "jsonl", "tsv")
+FILE_CORPORA = ("text", "jsonl", "json", "csv", "tsv", "lines")
 
 
 class Corpus(NamedTuple):
@@ -37,24 +49,31 @@ def open_corpus(
     corpus: str,
     *,
     files: str = "",
+    validation_files: str = "",
     text_field: str = "text",
     target_field: str | None = None,
+    as_records: bool = False,
     validation_fraction: float = 0.1,
     cache_dir: Path,
 ) -> Corpus:
     """Opens a corpus; its documents are read when a split is.
 
-    Validation is the data set's own split if it has one; else the round(`validation_fraction` * n) documents, at least
-    one, with the smallest content hash, so that equal documents stay together; or, of one document, its last part.
+    Validation is `validation_files` or the data set's own split if there is one; else the round(`validation_fraction` * n)
+    documents, at least one, with the smallest content hash, so that equal documents stay together, and of questions all of
+    one article; or, of one document, its last part.
 
     Args:
       corpus: 'stdlib', the running Python's standard library; 'text', each file a document; 'jsonl', each line of each
-        file a JSON object with the document under `text_field`; 'tsv', the same in lines of fields between tabs, whose
-        names are the first line; or 'tfds:NAME', a TFDS data set.
+        file a JSON object; 'json', each file an array of objects, or SQuAD's; 'csv', lines whose names are the first line;
+        'tsv', the same between tabs and without quotes (a first line with a number in it is no names: the two fields
+        are then `text` and `label`); 'lines', two files of which each line is a `source` and a `target`; or 'tfds:NAME', a
+        TFDS data set. Names that end in .gz are decompressed.
       files: for all but 'stdlib' and TFDS: files, folders (all that is in them but hidden files) and globs,
         comma-separated.
-      text_field: for 'jsonl', 'tsv' and 'tfds:NAME', where the text is.
+      validation_files: the same for validation; empty to take some of `files`.
+      text_field: where the text is in what has fields.
       target_field: where the second text of a pair is; then documents are pairs (source, target). None for plain texts.
+      as_records: documents are `Record`s with all their fields, whatever those two say.
       validation_fraction: the share of documents, or of the one document's characters, for validation.
       cache_dir: where the TFDS data sets are kept.
 
@@ -68,23 +87,23 @@ def open_corpus(
         raise ValueError(
             f"data.files {files!r} has no use with data.corpus {corpus!r}; only {_list(FILE_CORPORA)} read files"
         )
-    if target_field is not None and corpus in ("stdlib", "text"):
-        raise ValueError(f"data.corpus {corpus!r} has no pairs of texts; use 'jsonl', 'tsv' or 'tfds:NAME'")
-    fields = (text_field,) if target_field is None else (text_field, target_field)
+    if (target_field is not None or as_records) and corpus in ("stdlib", "text"):
+        raise ValueError(
+            f"data.corpus {corpus!r} has texts without fields; use {_list(FILE_CORPORA[1:])} or 'tfds:NAME'"
+        )
+    if validation_files and corpus not in FILE_CORPORA:
+        raise ValueError(f"data.validation_files {validation_files!r} has no use with data.corpus {corpus!r}")
+    fields = () if as_records else (text_field,) if target_field is None else (text_field, target_field)
     if corpus == "stdlib":
         names = standard_library.source_files()
         contents = file_contents(standard_library.root() / name for name in names)
         identity = fingerprint([*names, *contents])
         documents: Documents = functools.partial(_read_standard_library, cache_dir / "tfds" / f"stdlib-{identity}")
-    elif corpus == "text":
-        paths = _list_files(files)
-        identity = fingerprint(file_contents(paths))
-        documents = functools.partial(_read_text, paths)
-    elif corpus in ("jsonl", "tsv"):
-        paths = _list_files(files)
-        identity = fingerprint([*fields, *file_contents(paths)])
-        read_records = _read_jsonl if corpus == "jsonl" else _read_tsv
-        documents = functools.partial(_read_fields, paths, read_records, fields)
+    elif corpus in FILE_CORPORA:
+        identity, documents = _open_files(corpus, files, fields)
+        if validation_files:
+            own_identity, validation = _open_files(corpus, validation_files, fields)
+            return Corpus(corpus, fingerprint([identity, own_identity]), {"train": documents, "validation": validation})
     elif corpus.startswith("tfds:"):
         from gptjax.data import tfds_sets  # half a second of imports
 
@@ -93,13 +112,31 @@ def open_corpus(
         if "train" not in own:
             raise ValueError(f"data.corpus {corpus!r} has no split 'train', only {sorted(own)}")
         documents = own["train"]
-        if validation := own.get("validation") or own.get("test"):
-            return Corpus(corpus, identity, {"train": documents, "validation": validation})
+        if held_out := own.get("validation") or own.get("test"):
+            return Corpus(corpus, identity, {"train": documents, "validation": held_out})
     else:
         raise ValueError(f"data.corpus {corpus!r} is not one of 'stdlib', {_list(FILE_CORPORA)}, 'tfds:NAME'")
     split_identity = fingerprint([identity, repr(validation_fraction)])
     origin = f"data.files {files!r}" if files else f"data.corpus {corpus!r}"
     return Corpus(corpus, split_identity, _split(documents, validation_fraction, origin))
+
+
+def _open_files(corpus: str, files: str, fields: Sequence[str]) -> tuple[str, Documents]:
+    """A fingerprint of the files, and what reads their documents."""
+    paths = _list_files(files)
+    if corpus == "text":
+        return fingerprint(file_contents(paths)), functools.partial(_read_text, paths)
+    if corpus == "lines" and len(paths) != 2:
+        raise ValueError(f"data.files {files!r}: data.corpus 'lines' needs two files, of sources and of targets")
+    identity = fingerprint([corpus, *fields, *file_contents(paths)])
+    return identity, functools.partial(_read_fields, lambda: _read_records(corpus, paths), fields)
+
+
+def _read_records(corpus: str, paths: list[Path]) -> Iterator[Record]:
+    if corpus == "lines":
+        return _read_lines(*paths)
+    read = {"jsonl": _read_jsonl, "json": _read_json, "csv": _read_csv, "tsv": _read_tsv}[corpus]
+    return itertools.chain.from_iterable(map(read, paths))
 
 
 def _split(documents: Documents, validation_fraction: float, origin: str) -> dict[str, Documents]:
@@ -123,7 +160,7 @@ def _split(documents: Documents, validation_fraction: float, origin: str) -> dic
             return
         (text,) = documents()
         if not isinstance(text, str):
-            raise ValueError(f"{origin} holds one pair of texts, so that none is left for validation")
+            raise ValueError(f"{origin} holds one example, so that none is left for validation")
         cut = int(len(text) * (1 - validation_fraction))
         if not 0 < cut < len(text):
             raise ValueError(f"{origin} holds {len(text)} characters, too few to cut some off for validation")
@@ -133,7 +170,12 @@ def _split(documents: Documents, validation_fraction: float, origin: str) -> dic
 
 
 def _digest(document: Document) -> int:
-    text = document if isinstance(document, str) else "\0".join(document)
+    if isinstance(document, Record):
+        fields = document.fields
+        of_article = fields.get("title", fields["context"]) if {"question", "context"} <= fields.keys() else None
+        text = json.dumps(fields, sort_keys=True) if of_article is None else of_article
+    else:
+        text = document if isinstance(document, str) else "\0".join(document)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
@@ -166,22 +208,25 @@ def _read_standard_library(folder: Path) -> Iterator[Document]:
 def _read_text(paths: list[Path]) -> Iterator[str]:
     for path in paths:
         try:
-            text = path.read_bytes().decode()
+            with _open(path) as file:
+                text = file.read().decode()
         except UnicodeDecodeError as error:
             raise ValueError(f"data.files: {path} is not UTF-8: {error.reason} at byte offset {error.start}") from error
         if text:
             yield text
 
 
-def _read_fields(
-    paths: list[Path], read_records: Callable[[Path], Iterator[tuple[str, dict[str, Any]]]], fields: Sequence[str]
-) -> Iterator[Document]:
-    """Yields the text, or the pair, under `fields` of each record; those with an empty text are left out."""
-    for path in paths:
-        for where, record in read_records(path):
-            texts = [_text(record, name, field, where) for name, field in zip(("text", "target"), fields, strict=False)]
-            if all(texts):
-                yield texts[0] if len(texts) == 1 else (texts[0], texts[1])
+def _read_fields(records: Callable[[], Iterator[Record]], fields: Sequence[str]) -> Iterator[Document]:
+    """Yields the text, or the pair, under `fields` of each record, but empty ones; without `fields`, records."""
+    for record in records():
+        if not fields:
+            yield record
+            continue
+        texts = [
+            _text(record.fields, n, field, record.where) for n, field in zip(("text", "target"), fields, strict=False)
+        ]
+        if all(texts):
+            yield texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
 
 def _text(record: dict[str, Any], name: str, field: str, where: str) -> str:
@@ -197,35 +242,91 @@ def _text(record: dict[str, Any], name: str, field: str, where: str) -> str:
     return text
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the name of each line and its object."""
-    with path.open("rb") as lines:
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields the name of each line and the line, without its end."""
+    with _open(path) as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield f"{path} line {number}", line.decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"data.files: {path} line {number} is not UTF-8: {error.reason}") from error
+
+
+def _object(content: Any, where: str) -> Record:
+    if not isinstance(content, dict):
+        raise ValueError(f"data.files: {where} is not a JSON object but a {type(content).__name__}")
+    return Record(where, content)
+
+
+def _read_jsonl(path: Path) -> Iterator[Record]:
+    with _open(path) as lines:
         for number, line in enumerate(lines, 1):
             if line.isspace():
                 continue
             where = f"{path} line {number}"
             try:
-                record = json.loads(line.decode())
+                content = json.loads(line.decode())
             except ValueError as error:
                 raise ValueError(f"data.files: {where} is not a JSON object in UTF-8: {error}") from error
-            if not isinstance(record, dict):
-                raise ValueError(f"data.files: {where} is not a JSON object but a {type(record).__name__}")
-            yield where, record
+            yield _object(content, where)
 
 
-def _read_tsv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the name of each line after the first and its fields by name; nothing is quoted."""
+def _read_json(path: Path) -> Iterator[Record]:
+    """Reads an array of objects, or SQuAD's articles, paragraphs and questions (Rajpurkar et al., 2016)."""
+    try:
+        with _open(path) as file:
+            content = json.loads(file.read().decode())
+    except ValueError as error:
+        raise ValueError(f"data.files: {path} is not JSON in UTF-8: {error}") from error
+    if isinstance(content, list):
+        yield from (_object(item, f"{path} item {i}") for i, item in enumerate(content, 1))
+        return
+    try:
+        for article in content["data"]:
+            for paragraph in article["paragraphs"]:
+                shared = {"title": article.get("title", paragraph["context"]), "context": paragraph["context"]}
+                yield from (Record(f"{path} question {qa['id']!r}", shared | qa) for qa in paragraph["qas"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"data.files: {path} is neither an array of objects nor laid out as SQuAD: {error!r}"
+        ) from error
+
+
+def _read_csv(path: Path) -> Iterator[Record]:
+    with io.TextIOWrapper(_open(path), encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for fields in reader:
+                where = f"{path} line {reader.line_num}"
+                if None in fields or None in fields.values():
+                    raise ValueError(f"data.files: {where} has not the {len(reader.fieldnames or ())} fields of line 1")
+                yield Record(where, fields)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"data.files: {path} line {reader.line_num + 1} is not CSV in UTF-8: {error}") from error
+
+
+def _read_tsv(path: Path) -> Iterator[Record]:
     names: list[str] = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            where = f"{path} line {number}"
-            try:
-                values = line.decode().rstrip("\r\n").split("\t")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"data.files: {where} is not UTF-8: {error.reason}") from error
-            if not names:
+    for where, line in _lines(path):
+        values = line.split("\t")
+        if not names:
+            if not any(value.replace(".", "", 1).isdigit() for value in values):
                 names = values
-            elif len(values) != len(names):
-                raise ValueError(f"data.files: {where} has {len(values)} fields; the first line names {len(names)}")
-            else:
-                yield where, dict(zip(names, values, strict=True))
+                continue
+            names = ["text", "label"]
+            if len(values) != 2:
+                raise ValueError(f"data.files: {where} has {len(values)} fields and must name them, as one is a number")
+        if len(values) != len(names):
+            raise ValueError(f"data.files: {where} has {len(values)} fields; the first line names {len(names)}")
+        yield Record(where, dict(zip(names, values, strict=True)))
+
+
+def _read_lines(sources: Path, targets: Path) -> Iterator[Record]:
+    for (where, source), (_, target) in itertools.zip_longest(_lines(sources), _lines(targets), fillvalue=(None, None)):
+        if source is None or target is None:
+            raise ValueError(f"data.files: {sources} and {targets} have unequal numbers of lines")
+        yield Record(str(where), {"source": source, "target": target})

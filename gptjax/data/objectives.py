@@ -8,9 +8,11 @@ import numpy as np
 
 from gptjax.data.tokenizers import Tokenizer
 
-OBJECTIVES = ("causal", "prefix", "fim", "masked", "span", "seq2seq")
+# Those of fine-tuning, whose documents are records, see `examples`.
+SUPERVISED = ("sft", "dpo", "classification", "question_answering")
+OBJECTIVES = ("causal", "prefix", "fim", "masked", "span", "seq2seq", *SUPERVISED)
 # Those whose targets are a text, read in order (for 'fim' its three parts): bits per byte means something.
-TEXT_IN_ORDER = ("causal", "prefix", "fim", "seq2seq")
+TEXT_IN_ORDER = ("causal", "prefix", "fim", "seq2seq", "sft")
 NUM_SENTINELS = 100  # T5's
 _FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
@@ -37,8 +39,14 @@ class Objective(NamedTuple):
 
     def frame(self) -> dict[str, bool]:
         """Whether the end token opens and closes what a model is given: a document, or the source of an encoder-decoder."""
-        is_source = self.name in ("span", "seq2seq")
-        return {"opens": not is_source, "closes": is_source or self.name == "masked"}
+        is_source, is_whole = self.name in ("span", "seq2seq"), self.name in ("classification", "question_answering")
+        opens = not is_source and self.name not in ("sft", "dpo")
+        return {"opens": opens, "closes": is_source or is_whole or self.name == "masked"}
+
+    @property
+    def num_fields(self) -> int:
+        """How many a packed row has."""
+        return 7 if self.name == "seq2seq" else 5 if self.name in SUPERVISED else 4
 
 
 def special_tokens(name: str) -> tuple[str, ...]:
@@ -54,12 +62,12 @@ def decoder_start(tokenizer: Tokenizer) -> int:
 
 
 def target_len(objective: Objective, seq_len: int) -> int:
-    """T, the length of `inputs` and `targets`; only for 'span' not that of a row.
+    """T, the length of `targets`: for 'span' not that of a row, nor for those that ask one thing or two of a row.
 
     A span costs its tokens and a sentinel, a document an end. There is room for a document every 16 tokens.
     """
     if objective.name != "span":
-        return seq_len
+        return {"classification": 1, "question_answering": 2}.get(objective.name, seq_len)
     needed = seq_len * objective.mask_rate * (1 + 1 / objective.span_length) + seq_len / 16
     return min(seq_len, 8 * -(-round(needed) // 8))
 
@@ -70,9 +78,10 @@ def make_objective(
     """Builds the function `(row, rng) -> example`.
 
     A row is int32 [4, S]: inputs, targets, segment_ids and positions, as `packing.pack` gives them, or [7, S] of
-    `packing.pack_pairs` for 'seq2seq'. An example is a dict of int32 [T] `inputs`, `targets`, `segment_ids` and
-    `positions`, and float32 [T] `loss_weights`, 1 for a token to predict; some objectives add fields. Shapes never change,
-    and a row of zeros gives zeros. Unless `cross_document` says so, nothing looks beyond its document.
+    `packing.pack_pairs` for 'seq2seq', or [5, S] of `packing.pack_whole` for those of `SUPERVISED`. An example is a dict of
+    int32 [T] `inputs`, `targets`, `segment_ids` and `positions`, and float32 [T] `loss_weights`, 1 for a token to predict;
+    some objectives add fields, and two have another T for what is predicted. Shapes never change, and a row of zeros gives
+    zeros. Unless `cross_document` says so, nothing looks beyond its document.
 
     Args:
       objective: name and numbers.
@@ -86,6 +95,10 @@ def make_objective(
         return prefix
     if objective.name == "seq2seq":
         return seq2seq
+    if objective.name in ("sft", "dpo"):
+        return sft
+    if objective.name in ("classification", "question_answering"):
+        return functools.partial(of_the_whole, num_targets=1 if objective.name == "classification" else 2)
     ids = np.array([tokenizer.special_id(name) for name in special_tokens(objective.name)], np.int32)
     if objective.name == "fim":
         return functools.partial(fim, rate=objective.fim_rate, fim_ids=ids, eos_id=tokenizer.eos_id)
@@ -265,6 +278,22 @@ def span(
 def seq2seq(row: np.ndarray, rng: np.random.Generator) -> Example:
     """Predicts target texts from source texts; adds what `span` adds."""
     return _encoder_decoder(row[:4], row[4:])
+
+
+def sft(row: np.ndarray, rng: np.random.Generator) -> Example:
+    """Predicts the next tokens that the row marks; of 'dpo' segments 2k - 1 and 2k are the answers to compare."""
+    inputs, targets, segment_ids, positions, is_target = row
+    return _example(inputs, targets, segment_ids, positions, is_target)
+
+
+def of_the_whole(row: np.ndarray, rng: np.random.Generator, *, num_targets: int) -> Example:
+    """Predicts a label, or the first and last token of an answer: `targets` and `loss_weights` are [`num_targets`].
+
+    Adds int32 [S] `token_types`.
+    """
+    inputs, targets, segment_ids, positions, token_types = row
+    weights = np.repeat(segment_ids[:1] > 0, num_targets)
+    return _example(inputs, targets[:num_targets], segment_ids, positions, weights) | {"token_types": token_types}
 
 
 def _encoder_decoder(decoder: np.ndarray, encoder: np.ndarray) -> Example:

@@ -1,6 +1,6 @@
 """Packing: documents of any length into rows of one length, with nothing lost and next to no padding."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -83,6 +83,36 @@ def pack_pairs(
         decoder[2], decoder[3] = number, np.arange(len(target))
         encoder[0], encoder[1], encoder[2] = source, number, np.arange(len(source))
         encoder_used, decoder_used = encoder_used + len(source), decoder_used + len(target)
+    if number:
+        yield row
+
+
+def pack_whole(groups: Iterable[Sequence[np.ndarray]], *, seq_len: int, alone: bool = False) -> Iterator[np.ndarray]:
+    """Packs examples, in order and each whole, into rows as long as they have room.
+
+    >>> for row in pack_whole([[np.array([[5, 6], [6, 7], [0, 1]])], [np.array([[8], [9], [1]])]], seq_len=4):
+    ...     print(row.tolist())
+    [[5, 6, 8, 0], [6, 7, 9, 0], [1, 1, 2, 0], [0, 1, 0, 0], [0, 1, 1, 0]]
+
+    Args:
+      groups: examples [3, n] each: inputs, targets and another field; those of a group come into the same row, and together
+        are no longer than `seq_len`.
+      seq_len: T.
+      alone: give each group its own row.
+
+    Yields:
+      int32 [5, T]: inputs, targets, segment_ids, positions and the other field, as `pack` has them.
+    """
+    row, used, number = np.zeros((5, seq_len), np.int32), 0, 0
+    for group in groups:
+        if number and (alone or used + sum(example.shape[1] for example in group) > seq_len):
+            yield row
+            row, used, number = np.zeros((5, seq_len), np.int32), 0, 0
+        for inputs, targets, other in group:
+            number += 1
+            here = slice(used, used + len(inputs))
+            row[:, here] = np.stack([inputs, targets, np.full(len(inputs), number), np.arange(len(inputs)), other])
+            used += len(inputs)
     if number:
         yield row
 

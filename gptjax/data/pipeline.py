@@ -12,13 +12,16 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gptjax.data.cache import build_once, fingerprint
+from gptjax.data.chat import with_template
 from gptjax.data.corpora import Corpus, open_corpus
+from gptjax.data.examples import make_encoder
 from gptjax.data.objectives import (
+    SUPERVISED,
     TEXT_IN_ORDER,
     Objective,
     ObjectiveFn,
@@ -29,7 +32,8 @@ from gptjax.data.objectives import (
 from gptjax.data.rows import open_rows, row_dtype, write_rows
 from gptjax.data.tokenizers import KINDS, Tokenizer, build_tokenizer
 
-_FORMAT = 1  # of the rows on disk; a new number leaves those of the old format alone
+TOO_LONG = ("error", "drop", "truncate")
+_FORMAT = 2  # of the rows on disk; a new number leaves those of the old format alone
 _EVAL_SEED = 1 << 32  # no run's: theirs are below
 
 Batch = dict[str, np.ndarray]
@@ -45,6 +49,8 @@ class PackedData(NamedTuple):
       objective: what batches ask of a model.
       num_rows: by split.
       num_tokens: targets that are not padding, by split, before an objective chooses among them.
+      largest_target: the greatest token or label of all.
+      columns: by split, arrays [rows, ...] by name, that are added to the examples.
     """
 
     path: Path
@@ -53,12 +59,15 @@ class PackedData(NamedTuple):
     objective: Objective
     num_rows: dict[str, int]
     num_tokens: dict[str, int]
+    largest_target: int
+    columns: dict[str, dict[str, np.ndarray]]
 
 
 def prepare(
     *,
     corpus: str,
     files: str,
+    validation_files: str = "",
     text_field: str,
     tokenizer: str | Tokenizer,
     vocab_size: int,
@@ -67,18 +76,20 @@ def prepare(
     cache_dir: Path,
     objective: Objective = Objective(),  # noqa: B008 - immutable
     target_field: str | None = None,
+    too_long: str = "drop",
 ) -> PackedData:
     """Tokenizes and packs a corpus, or finds that done already in `cache_dir`.
 
     Args:
-      corpus, files, text_field, validation_fraction: as `corpora.open_corpus` takes them.
+      corpus, files, validation_files, text_field, validation_fraction: as `corpora.open_corpus` takes them.
       tokenizer: a kind, a path or a tokenizer, as `tokenizers.build_tokenizer` takes it.
       vocab_size: V, for the tokenizer 'bpe'.
       seq_len: T, the length of a row.
       cache_dir: the prepared rows lie in a folder of it named by all that determines them.
       objective: what to train for; rows are the same for all objectives with the same special tokens and frame.
-      target_field: as `corpora.open_corpus` takes it, for 'seq2seq' alone: where the targets are. A pair of which a text
-        does not fit in a row is left out, and their number is printed.
+      target_field: as `corpora.open_corpus` takes it, for 'seq2seq' alone: where the targets are.
+      too_long: pairs and examples that do not fit in a row are counted, aloud, and an 'error', left out ('drop') or cut
+        ('truncate').
 
     Raises:
       ValueError: if an argument or a document breaks its rule, the training documents do not fill a row, or the tokenizer
@@ -90,9 +101,13 @@ def prepare(
         raise ValueError(
             f"data.target_field {target_field!r}: 'seq2seq' needs one, data.objective {objective.name!r} is set"
         )
+    if too_long not in TOO_LONG:
+        raise ValueError(f"data.too_long {too_long!r} is not one of {', '.join(TOO_LONG)}")
     source = open_corpus(
         corpus,
         files=files,
+        validation_files=validation_files,
+        as_records=objective.name in SUPERVISED,
         text_field=text_field,
         target_field=target_field,
         validation_fraction=validation_fraction,
@@ -104,13 +119,16 @@ def prepare(
         identity = " ".join([tokenizer, str(vocab_size) if tokenizer == "bpe" else "", *specials])
     else:
         loaded = make_tokenizer(documents=lambda: iter(()))
-        identity = json.dumps(loaded.roles) + loaded.to_json()
-    frame = objective.frame()
-    key = fingerprint([str(_FORMAT), source.fingerprint, identity, str(frame), str(seq_len)])
+        loaded.frame(**objective.frame())  # before its identity, so that one framed in another run is the same
+        identity = json.dumps([loaded.roles, loaded.chat_template]) + loaded.to_json()
+    rows_of = objective.name if objective.name in SUPERVISED else ""
+    settings = [str(objective.frame()), str(seq_len), rows_of, too_long]
+    key = fingerprint([str(_FORMAT), source.fingerprint, identity, *settings])
     folder = cache_dir / "rows" / key
-    build_once(folder, functools.partial(_write, source, make_tokenizer, seq_len, objective, folder))
+    build_once(folder, functools.partial(_write, source, make_tokenizer, seq_len, objective, too_long, folder))
     counts = json.loads((folder / "counts.json").read_text())
-    return PackedData(folder, Tokenizer.load(folder), seq_len, objective, counts["num_rows"], counts["num_tokens"])
+    numbers = counts["num_rows"], counts["num_tokens"], max(counts["largest_target"].values())
+    return PackedData(folder, Tokenizer.load(folder), seq_len, objective, *numbers, {})
 
 
 def train_batches(
@@ -145,10 +163,10 @@ def train_batches(
     import grain  # more than a second of imports
 
     source = open_rows(data.path, "train", data.num_rows["train"])
-    num_rows, to_example = len(source), _reader(data, cross_document)
+    num_rows, to_example = len(source), _reader(data, "train", cross_document)
 
     def read(index: int, numbered: tuple[int, bytes]) -> Batch:
-        return to_example(numbered[1], np.random.default_rng((seed, index // num_rows, numbered[0])))
+        return to_example(*numbered, np.random.default_rng((seed, index // num_rows, numbered[0])))
 
     numbered = grain.MapDataset.source(source).map_with_index(lambda row, content: (row, content))
     examples = numbered.seed(seed).shuffle().repeat().map_with_index(read)[start_row:]
@@ -190,13 +208,13 @@ def eval_batches(
     share = _process_share(batch_size, process_count)
     num_rows = data.num_rows[split]
     source = open_rows(data.path, split, num_rows)
-    to_example = _reader(data, cross_document)
+    to_example = _reader(data, split, cross_document)
     padding = empty_batch(data, share)
 
     def read(batch_start: int) -> Batch:
         start = batch_start + process_index * share
         examples = [
-            to_example(source[row], np.random.default_rng((_EVAL_SEED, 0, row)))
+            to_example(row, source[row], np.random.default_rng((_EVAL_SEED, 0, row)))
             for row in range(start, min(start + share, num_rows))
         ]
         return {key: np.stack([*(e[key] for e in examples), *zeros[len(examples) :]]) for key, zeros in padding.items()}
@@ -206,8 +224,9 @@ def eval_batches(
 
 def empty_batch(data: PackedData, num_rows: int) -> Batch:
     """Returns a batch of `num_rows` rows of padding: the names, shapes and types of every batch."""
-    num_fields = 7 if data.objective.name == "seq2seq" else 4
-    example = _objective(data)(np.zeros((num_fields, data.seq_len), np.int32), np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    example = _objective(data)(np.zeros((data.objective.num_fields, data.seq_len), np.int32), rng)
+    example |= {name: np.zeros_like(rows[0]) for name, rows in data.columns.get("train", {}).items()}
     return {key: np.zeros((num_rows, *value.shape), value.dtype) for key, value in example.items()}
 
 
@@ -226,13 +245,15 @@ def _objective(data: PackedData, cross_document: bool = False) -> ObjectiveFn:
     return make_objective(data.objective, data.tokenizer, data.seq_len, cross_document=cross_document)
 
 
-def _reader(data: PackedData, cross_document: bool) -> Callable[[bytes, np.random.Generator], Batch]:
-    """From a row's bytes to an example."""
+def _reader(data: PackedData, split: str, cross_document: bool) -> Callable[[int, bytes, np.random.Generator], Batch]:
+    """From a row's number and bytes to an example."""
     dtype = row_dtype(data.tokenizer.vocab_size, data.seq_len)
     objective = _objective(data, cross_document)
+    columns = data.columns.get(split, {})
 
-    def read(content: bytes, rng: np.random.Generator) -> Batch:
-        return objective(np.frombuffer(content, dtype).reshape(-1, data.seq_len).astype(np.int32), rng)
+    def read(number: int, content: bytes, rng: np.random.Generator) -> Batch:
+        example = objective(np.frombuffer(content, dtype).reshape(-1, data.seq_len).astype(np.int32), rng)
+        return example | {name: rows[number] for name, rows in columns.items()}
 
     return read
 
@@ -246,42 +267,65 @@ def _write(
     make_tokenizer: Callable[..., Tokenizer],
     seq_len: int,
     objective: Objective,
+    too_long: str,
     destination: Path,
     folder: Path,
 ) -> None:
     """Writes the tokenizer, the rows of both splits, and their counts into `folder`."""
     started = time.monotonic()
-    is_pairs = objective.name == "seq2seq"
+    is_pairs, is_supervised = objective.name == "seq2seq", objective.name in SUPERVISED
 
-    def texts() -> Iterator[str]:
-        documents = corpus.splits["train"]()
-        return itertools.chain.from_iterable(documents) if is_pairs else documents  # type: ignore[return-value]
+    def texts() -> Iterator[Any]:
+        documents: Iterator[Any] = corpus.splits["train"]()
+        if is_supervised:
+            return itertools.chain.from_iterable(_strings(record.fields) for record in documents)
+        return itertools.chain.from_iterable(documents) if is_pairs else documents
 
     tokenizer = make_tokenizer(documents=texts)
     tokenizer.frame(**objective.frame())
+    if objective.name in ("sft", "dpo"):
+        with_template(tokenizer)
     tokenizer.save(folder)
-    start_id = decoder_start(tokenizer) if is_pairs else None
-    counts = {
-        split: write_rows(folder, split, documents, tokenizer, seq_len, start_id=start_id)
-        for split, documents in corpus.splits.items()
+    how: dict[str, Any] = {
+        "start_id": decoder_start(tokenizer) if is_pairs else None,
+        "encode": make_encoder(objective.name, tokenizer, seq_len) if is_supervised else None,
+        "alone": objective.name in ("classification", "question_answering"),
+        "too_long": too_long,
     }
+    counts = {split: write_rows(folder, split, d, tokenizer, seq_len, **how) for split, d in corpus.splits.items()}
+    num_long, num_all = (sum(count[name] for count in counts.values()) for name in ("num_too_long", "num_documents"))
+    if num_long and too_long == "error":
+        raise ValueError(
+            f"data.files: {num_long} of {num_all} examples do not fit in a row of {seq_len} tokens, and data.too_long is "
+            "'error'; 'drop' leaves them out, 'truncate' cuts their ends off, a greater data.seq_len has room for more"
+        )
     for split, count in counts.items():
-        if is_pairs and not count["num_rows"]:
+        if (is_pairs or is_supervised) and not count["num_rows"]:
             raise ValueError(
-                f"data.corpus {corpus.name!r}: none of the {count['num_documents']} pairs of the {split} split fits in a "
-                f"row of model.max_seq_len {seq_len}"
+                f"data.corpus {corpus.name!r}: none of the {count['num_documents']} examples of the {split} split fits in "
+                f"a row of {seq_len} tokens"
             )
-    if not is_pairs and counts["train"]["num_tokens"] < seq_len:
+    if not is_pairs and not is_supervised and counts["train"]["num_tokens"] < seq_len:
         raise ValueError(
             f"data.files: the training documents of data.corpus {corpus.name!r} hold {counts['train']['num_tokens']} "
-            f"tokens, which do not fill one row of model.max_seq_len {seq_len}"
+            f"tokens, which do not fill one row of {seq_len}"
         )
     by_kind = {kind: {split: count[kind] for split, count in counts.items()} for kind in counts["train"]}
     (folder / "counts.json").write_text(json.dumps(by_kind, indent=2) + "\n")
     summary = "; ".join(
         f"{split} {c['num_documents']:,} documents, {c['num_bytes']:,} bytes, {c['num_tokens']:,} tokens, "
-        f"{c['num_rows']:,} rows" + (f", {c['num_dropped']:,} left out as too long" if c["num_dropped"] else "")
+        f"{c['num_rows']:,} rows"
+        + (f", {c['num_too_long']:,} too long (data.too_long={too_long!r})" if c["num_too_long"] else "")
         for split, c in counts.items()
     )
     seconds = time.monotonic() - started
     print(f"{corpus.name}: {summary}; prepared in {seconds:.1f} s in {destination}", file=sys.stderr)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The texts within a record."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)

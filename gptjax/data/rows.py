@@ -7,7 +7,8 @@ import numpy as np
 from tqdm import tqdm
 
 from gptjax.data.corpora import Document, Documents
-from gptjax.data.packing import pack, pack_pairs
+from gptjax.data.examples import Encode, Example
+from gptjax.data.packing import pack, pack_pairs, pack_whole
 from gptjax.data.tokenizers import Tokenizer
 
 _GROUP_CHARACTERS = 1 << 22  # tokenized at once
@@ -19,7 +20,7 @@ def row_dtype(vocab_size: int, seq_len: int) -> np.dtype:
 
 
 def open_rows(folder: Path, split: str, num_rows: int) -> Sequence[bytes]:
-    """Returns the rows of `split` by index, each the bytes of a [4, T] array of `row_dtype`, of pairs [7, T].
+    """Returns the rows of `split` by index, each the bytes of a [fields, T] array of `row_dtype`.
 
     Raises:
       ValueError: if there are not `num_rows` of them.
@@ -40,20 +41,27 @@ def write_rows(
     seq_len: int,
     *,
     start_id: int | None = None,
+    encode: Encode | None = None,
+    alone: bool = False,
+    too_long: str = "drop",
 ) -> dict[str, int]:
     """Tokenizes and packs the documents of `split` into `folder`.
 
     Args:
-      start_id: where documents are pairs, what a decoder's input begins with; None for texts.
+      start_id: where documents are pairs, what a decoder's input begins with.
+      encode: where they are records, what makes examples of them.
+      alone: each example gets a row of its own.
+      too_long: of pairs and examples that do not fit in a row, 'truncate' cuts the ends off, and the rest leaves them out.
 
     Returns:
-      num_documents, num_bytes (of UTF-8), num_tokens (targets that are not padding), num_rows, and num_dropped, the pairs
-      of which a text does not fit in a row.
+      num_documents, num_bytes (of UTF-8), num_tokens (targets that are not padding), num_rows, num_too_long, the pairs and
+      examples of which a text does not fit in a row, and largest_target.
     """
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
     path, dtype = str(_path(folder, split)), row_dtype(tokenizer.vocab_size, seq_len)
-    counts = dict.fromkeys(("num_documents", "num_bytes", "num_tokens", "num_rows", "num_dropped"), 0)
+    names = ("num_documents", "num_bytes", "num_tokens", "num_rows", "num_too_long", "largest_target")
+    counts = dict.fromkeys(names, 0)
     with tqdm(desc=f"tokenizing {split}", unit="B", unit_scale=True, leave=False, disable=None) as progress:
 
         def tokenize() -> Iterator[list[np.ndarray]]:
@@ -69,12 +77,26 @@ def write_rows(
 
         def fitting() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for source, target in tokenize():
-                if max(len(source), len(target)) < seq_len:  # and an end
-                    yield source, target
-                else:
-                    counts["num_dropped"] += 1
+                is_long = max(len(source), len(target)) >= seq_len  # with an end
+                counts["num_too_long"] += is_long
+                if not is_long or too_long == "truncate":
+                    yield source[: seq_len - 1], target[: seq_len - 1]
 
-        if start_id is None:
+        def examples(encode: Encode) -> Iterator[list[Example]]:
+            for record in documents():
+                counts["num_documents"] += 1
+                groups = encode(record)  # type: ignore[arg-type]
+                is_long = any(_length(group) > seq_len for group in groups)
+                counts["num_too_long"] += is_long
+                if is_long and too_long == "truncate":
+                    groups = [[_cut(example, seq_len // len(group), alone) for example in group] for group in groups]
+                    groups = [group for group in groups if alone or all(other.any() for _, _, other in group)]
+                if not is_long or too_long == "truncate":
+                    yield from groups
+
+        if encode is not None:
+            packed = pack_whole(examples(encode), seq_len=seq_len, alone=alone)
+        elif start_id is None:
             packed = pack((ids for (ids,) in tokenize()), seq_len=seq_len, eos_id=tokenizer.eos_id)
         else:
             packed = pack_pairs(fitting(), seq_len=seq_len, eos_id=tokenizer.eos_id, start_id=start_id)
@@ -83,6 +105,7 @@ def write_rows(
             writer.write(row.astype(dtype).tobytes())
             counts["num_rows"] += 1
             counts["num_tokens"] += int(np.count_nonzero(row[2]))
+            counts["largest_target"] = max(counts["largest_target"], int(row[1].max()))
         writer.close()
     reader = ArrayRecordReader(path)
     if reader.num_records() != counts["num_rows"]:
@@ -91,8 +114,19 @@ def write_rows(
     return counts
 
 
+def _length(group: list[Example]) -> int:
+    return sum(example.shape[1] for example in group)
+
+
+def _cut(example: Example, length: int, is_whole: bool) -> Example:
+    """The beginning of an example; of one that is read whole, with its last token, which is special."""
+    if example.shape[1] <= length:
+        return example
+    return np.concatenate([example[:, : length - 1], example[:, -1:]], axis=1) if is_whole else example[:, :length]
+
+
 def _texts(document: Document) -> tuple[str, ...]:
-    return (document,) if isinstance(document, str) else document
+    return (document,) if isinstance(document, str) else document  # type: ignore[return-value]
 
 
 def _path(folder: Path, split: str) -> Path:

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from gptjax.data import standard_library
 from gptjax.data.cache import build_once, fingerprint
+from gptjax.data.corpora import Record
 
 
 class StandardLibrary(tfds.core.GeneratorBasedBuilder):
@@ -58,7 +60,7 @@ def open_data_set(
 
     Args:
       name: as `tfds.builder` takes it: 'lm1b', 'wikipedia/20230601.en'.
-      fields: the feature that holds the text, or those of a pair's two texts.
+      fields: the feature that holds the text, or those of a pair's two texts; none for records of all features.
       data_dir: where TFDS keeps its data sets.
 
     Returns:
@@ -98,8 +100,20 @@ def _check_online(name: str, builder: Any) -> None:
 
 
 def _read_texts(builder: Any, split: str, *fields: str) -> Iterator[Any]:
-    """Yields the texts, or pairs of texts, of `split`; those with an empty text are left out."""
-    for example in builder.as_data_source(split):
+    """Yields the texts, or pairs of texts, of `split`, but those with an empty text; without fields, records."""
+    for number, example in enumerate(builder.as_data_source(split)):
+        if not fields:
+            yield Record(f"tfds:{builder.info.full_name} {split} {number}", _plain(example))
+            continue
         texts = tuple(example[field].decode() for field in fields)
         if all(texts):
             yield texts if len(texts) > 1 else texts[0]
+
+
+def _plain(value: Any) -> Any:
+    """TFDS' arrays and bytes as JSON has them."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | np.ndarray):
+        return [_plain(item) for item in value]
+    return value.decode() if isinstance(value, bytes) else value.item() if isinstance(value, np.generic) else value

@@ -72,6 +72,7 @@ class Tokenizer:
       eos_id: the id that ends every document; where no token has the role 'eos', that of 'sep'.
       bos_id, pad_id, mask_id, cls_id, sep_id, unk_id: ids of the other roles, or None.
       roles, chat_template: as given.
+      special_ids: the id of each special token by name.
 
     Raises:
       ValueError: if a role is unknown, its token is not in the vocabulary, documents have no end, or text could become a
@@ -113,7 +114,8 @@ class Tokenizer:
         known = _special_tokens(tokenizer)
         tokenizer.add_special_tokens([token for token in self.roles.values() if token not in known])
         self._tokenizer = tokenizer
-        self._special_ids = special = {token: vocab[token] for token in (*known, *self.roles.values())}
+        self.special_ids = {token: vocab[token] for token in (*known, *self.roles.values())}
+        special = self.special_ids
 
         self._forbidden = np.zeros(self.vocab_size, bool)  # what text must not become
         self._forbidden[list(special.values())] = True
@@ -179,7 +181,7 @@ class Tokenizer:
         """Has `encode_with_specials` put the end token before or after a text, unless it already puts tokens around it."""
         if self._tokenizer.num_special_tokens_to_add(False):
             return
-        eos = next(token for token, index in self._special_ids.items() if index == self.eos_id)
+        eos = next(token for token, index in self.special_ids.items() if index == self.eos_id)
         self._tokenizer.post_processor = processors.TemplateProcessing(
             single=" ".join([eos] * opens + ["$A"] + [eos] * closes),
             pair=" ".join([eos] * opens + ["$A"] + [eos] * closes + ["$B:1"] + [f"{eos}:1"] * closes),
@@ -204,14 +206,14 @@ class Tokenizer:
         """
         inner = name.strip("<|>")
         spellings = (name, f"<{inner.replace('sentinel', 'extra_id')}>", f"[{inner.upper()}]")
-        return next((self._special_ids[s] for s in spellings if s in self._special_ids), None)
+        return next((self.special_ids[s] for s in spellings if s in self.special_ids), None)
 
     @functools.cached_property
     def is_special(self) -> np.ndarray:
         """bool [V]: ids that no text is made of: special tokens, and those that the vocabulary leaves out."""
         special = np.ones(self.vocab_size, bool)
         special[list(self._tokenizer.get_vocab().values())] = False
-        special[list(self._special_ids.values())] = True
+        special[list(self.special_ids.values())] = True
         return special
 
     @functools.cached_property
@@ -227,7 +229,7 @@ class Tokenizer:
         to_byte = _byte_of_character()
         is_wordpiece = isinstance(self._tokenizer.model, models.WordPiece)
         for token, index in self._tokenizer.get_vocab().items():
-            if token in self._special_ids:
+            if token in self.special_ids:
                 continue
             if is_wordpiece:
                 edges[0, index] = not token.startswith("##")
@@ -258,7 +260,7 @@ class Tokenizer:
                 sizes[index] = np.nan
         for index, added in self._tokenizer.get_added_tokens_decoder().items():
             sizes[index] = 0 if added.special else len(added.content.encode())
-        sizes[list(self._special_ids.values())] = 0
+        sizes[list(self.special_ids.values())] = 0
         return sizes
 
     def to_json(self) -> str:

@@ -27,6 +27,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"head/scores/kernel$", P("fsdp", "tensor")),  # [D, V]
     (r"head/bias$", P("tensor")),  # [V]
     (r"(pooler/dense|head/transform|head/labels)/kernel$", P("fsdp", None)),  # [D, D], and [D, labels]
+    (r"/lora_(a|b|scale|dropout)$", P()),  # adapters, small
     (r"(out|down|dense|transform|labels)/bias$|norm/(scale|bias)$|residual_scales$", P()),
     (r"^key$|ns_coeffs$", P()),  # the random key; Muon's polynomial
 )

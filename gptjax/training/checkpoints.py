@@ -15,7 +15,7 @@ import pathlib
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +23,10 @@ from orbax.checkpoint import v1 as ocp
 
 from gptjax.array_types import Params
 from gptjax.distributed.processes import from_first, is_first
-from gptjax.training.state import TrainState
+from gptjax.training.state import TrainState, gather
 
 MANIFEST = "manifest.json"
+FROZEN = "frozen"  # the folder of parameters that are never trained: written once, before the first checkpoint
 BEST = "best.json"
 # Orbax reports each save in several lines, and retries that the fall-back here reports in one.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -68,10 +69,15 @@ class Checkpoints:
           OSError: the disk is full or not writable; also raised by `wait` for a save that failed in the background.
         """
         self.wait()
-        target = self.path / str(step)
+        target, frozen = self.path / str(step), self.path / FROZEN
+        if state.frozen is not None and not from_first(lambda: self._make_room(frozen)):
+            with _full_disk_as_os_error(frozen):
+                ocp.save_checkpointables(frozen, {FROZEN: state.frozen})
+            if is_first():
+                _write_manifest(frozen, {})
         if from_first(lambda: self._make_room(target)):
             return
-        items = {"params": state.params, "ema": state.ema, "training": state._replace(params={}, ema=None)}
+        items = {"params": state.params, "ema": state.ema, "training": _rest(state)}
         if jax.default_backend() == "cpu":
             # Orbax would write from the very memory that the next step overwrites.
             items = jax.tree.map(lambda x: x.copy(), items)
@@ -81,8 +87,8 @@ class Checkpoints:
         self._writer.start()
 
     def _make_room(self, target: pathlib.Path) -> bool:
-        """Removes what an interrupted save of this step left; returns whether it is saved already."""
-        if int(target.name) in self.steps():
+        """Removes what an interrupted save left in `target`; returns whether it is saved already."""
+        if (target / MANIFEST).exists():
             return True
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in [target, *self.path.glob(f"{target.name}.*")]:
@@ -95,9 +101,7 @@ class Checkpoints:
                 response.result()
             if not is_first():
                 return
-            files = [file for file in sorted(target.rglob("*")) if file.is_file()]
-            manifest["files"] = {str(file.relative_to(target)): _digest(file) for file in files}
-            write_json(target / MANIFEST, manifest)
+            _write_manifest(target, manifest)
             self._delete_old()
         except BaseException as error:  # raised again by wait(), in the thread that trains
             self._error = error
@@ -133,8 +137,8 @@ class Checkpoints:
             write_json(self.path / BEST, {"step": step, "eval/loss": loss})
             self._delete_old()
 
-    def verify(self, step: int) -> dict[str, Any]:
-        """Reads the manifest of `step` and compares the hash of every file with it.
+    def verify(self, step: int | str) -> dict[str, Any]:
+        """Reads the manifest of `step`, or of `FROZEN`, and compares the hash of every file with it.
 
         Raises:
           ValueError: a file is missing or differs.
@@ -158,15 +162,18 @@ class Checkpoints:
           None if there is no checkpoint.
 
         Raises:
-          ValueError: there are checkpoints, and all are damaged.
+          ValueError: there are checkpoints, and all are damaged, or what was frozen is.
         """
         manifest = from_first(self._latest)
         if manifest is None:
             return None
-        targets = {"params": abstract.params, "ema": abstract.ema, "training": abstract._replace(params={}, ema=None)}
+        targets = {"params": abstract.params, "ema": abstract.ema, "training": _rest(abstract)}
         targets = {name: target for name, target in targets.items() if target is not None}
         items = ocp.load_checkpointables(self.path / str(manifest["step"]), targets)
         state = items["training"]._replace(params=items["params"], ema=items.get("ema"))
+        if abstract.frozen is not None:
+            self.verify(FROZEN)
+            state = state._replace(**ocp.load_checkpointables(self.path / FROZEN, {FROZEN: abstract.frozen}))
         if is_first():
             # Later ones are damaged: the run writes them again.
             for damaged in self.steps():
@@ -187,11 +194,11 @@ class Checkpoints:
             raise ValueError(f"every checkpoint in {self.path} is damaged")
         return None
 
-    def restore_params(self, abstract: Params, step: int | None = None) -> tuple[int, Params]:
+    def restore_params(self, place: Callable[[Params], Params], step: int | None = None) -> tuple[int, Params]:
         """Loads parameters alone: the moving average if the run kept one, of `step` or the best or else the latest.
 
         Args:
-          abstract: shapes, dtypes and shardings.
+          place: from the shapes and dtypes of what there is, shapes, dtypes and shardings to load.
           step: None for the best recorded checkpoint, else the latest.
 
         Returns:
@@ -209,8 +216,17 @@ class Checkpoints:
         for candidate in candidates:
             if self._verified(candidate) is not None:
                 name = "ema" if (self.path / str(candidate) / "ema").exists() else "params"
-                return candidate, ocp.load_checkpointables(self.path / str(candidate), {name: abstract})[name]
+                trees = [self._load(str(candidate), name, place)]
+                if (self.path / FROZEN).exists():
+                    self.verify(FROZEN)
+                    trees.append(self._load(FROZEN, FROZEN, place))
+                return candidate, gather(tuple(trees))
         raise ValueError(f"{self.path} holds no whole checkpoint" + (f" of step {step}" if step is not None else ""))
+
+    def _load(self, folder: str, name: str, place: Callable[[Params], Params]) -> Params:
+        found = ocp.checkpointables_metadata(self.path / folder).metadata[name]
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found)
+        return ocp.load_checkpointables(self.path / folder, {name: place(shapes)})[name]
 
     def _verified(self, step: int) -> dict[str, Any] | None:
         try:
@@ -218,6 +234,17 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             print(f"checkpoint {step} is passed over: {error}", file=sys.stderr)
             return None
+
+
+def _rest(state: TrainState) -> TrainState:
+    """What of a state is neither parameters nor their average."""
+    return state._replace(params={}, ema=None, frozen=None)
+
+
+def _write_manifest(folder: pathlib.Path, content: dict[str, Any]) -> None:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    digests = {str(file.relative_to(folder)): _digest(file) for file in files}
+    write_json(folder / MANIFEST, content | {"files": digests})
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gptjax.array_types import Array, Batch, Metrics, Params
+from gptjax.array_types import Array, Batch, Metrics
 from gptjax.training.checkpoints import Checkpoints
 from gptjax.training.metrics import MetricsWriter
 from gptjax.training.state import TrainState
@@ -50,15 +50,15 @@ class Functions(NamedTuple):
 
     Attributes:
       train_step: (state, batch) -> (state, metrics), compiled, its state donated.
-      probe: (params, batch) -> loss of a part of the batch; a state is saved only if it is finite.
-      evaluate: params -> {"eval/...": number}.
+      probe: (state, batch) -> loss of a part of the batch; a state is saved only if it is finite.
+      evaluate: state -> {"eval/...": number}.
       progress: called with (step, line) after each step.
       vote: (wish, a metric of the step) -> whether any process wished, see `processes.make_vote`; here, to stop.
     """
 
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    probe: Callable[[Params, Batch], float]
-    evaluate: Callable[[Params], dict[str, float]]
+    probe: Callable[[TrainState, Batch], float]
+    evaluate: Callable[[TrainState], dict[str, float]]
     progress: Callable[[int, dict[str, float]], None]
     vote: Callable[[bool, Array], bool]
 
@@ -192,7 +192,7 @@ class Loop:
 
     def _save(self, step: int, state: TrainState, batch: Batch, line: dict[str, float]) -> None:
         """Saves, unless the loss with the new parameters is not finite."""
-        loss = self.functions.probe(state.params, batch)
+        loss = self.functions.probe(state, batch)
         if not math.isfinite(loss):
             self._log(step, line)
             raise Diverged(f"the loss after step {step} is {loss}")
@@ -201,7 +201,7 @@ class Loop:
     def _finish(self, step: int, state: TrainState, line: dict[str, float]) -> None:
         """Evaluates if it is time, after the save of this step and before its line; a resume may come here again."""
         if self._due(step, self.settings.eval_every_steps):
-            results = self.functions.evaluate(state.params if state.ema is None else state.ema)
+            results = self.functions.evaluate(state)
             self.checkpoints.wait()
             if math.isfinite(results["eval/loss"]):
                 self.checkpoints.record_best(step, results["eval/loss"])

@@ -1,5 +1,6 @@
 """Learning-rate schedules, AdamW and Muon, with every number a sweep may vary as a traced array."""
 
+import functools
 import math
 import re
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ MUON_MATRICES: tuple[tuple[str, tuple[tuple[int, ...], tuple[int, ...]]], ...] =
 )
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "wsd", "rsqrt", "constant")
+
+Factors = tuple[tuple[str, float], ...]  # (regex on the parameter path, what its learning rate is multiplied by)
 
 
 class Hyperparameters(NamedTuple):
@@ -81,9 +84,19 @@ def parameter_labels(params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if _matrix(path) else "adamw", params)
 
 
-def decay_mask(params: Params) -> Any:
-    """True for each parameter that weight decay applies to."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: bool(re.search(DECAYED, path_of(path))), params)
+def decay_mask(params: Params, decayed: str = DECAYED) -> Any:
+    """True for each parameter that weight decay applies to: those whose path the regex `decayed` finds."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: bool(re.search(decayed, path_of(path))), params)
+
+
+def factor_of(path: str, factors: Factors) -> float:
+    """What the learning rate of a parameter is multiplied by: the factor of the first regex that finds its path, else 1."""
+    return next((factor for pattern, factor in factors if re.search(pattern, path)), 1.0)
+
+
+def scale_by_factors(updates: Params, factors: Factors) -> Params:
+    """Multiplies each update, decay included, by its `factor_of`."""
+    return jax.tree_util.tree_map_with_path(lambda path, u: u * factor_of(path_of(path), factors), updates)
 
 
 def _scale_to_rms(update: Array, axes: optax.contrib.MuonDimensionNumbers) -> Array:
@@ -92,7 +105,9 @@ def _scale_to_rms(update: Array, axes: optax.contrib.MuonDimensionNumbers) -> Ar
     return 0.2 * max(m, n) ** 0.5 * update
 
 
-def make_optimizer(name: str, rate: Array | float, hyper: Hyperparameters) -> optax.GradientTransformation:
+def make_optimizer(
+    name: str, rate: Array | float, hyper: Hyperparameters, decayed: str = DECAYED
+) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101), or Muon (Jordan et al., 2024) with AdamW for the rest.
 
     Built inside the step, where `rate` and `hyper` are traced. Muon's updates are scaled to AdamW's root mean square, 0.2
@@ -102,8 +117,10 @@ def make_optimizer(name: str, rate: Array | float, hyper: Hyperparameters) -> op
       name: one of `OPTIMIZERS`.
       rate: this step's learning rate.
       hyper: betas, momentum and weight decay.
+      decayed: regex on the paths of what decays.
     """
-    adamw = optax.adamw(rate, hyper.beta1, hyper.beta2, weight_decay=hyper.weight_decay, mask=decay_mask)
+    mask = functools.partial(decay_mask, decayed=decayed)
+    adamw = optax.adamw(rate, hyper.beta1, hyper.beta2, weight_decay=hyper.weight_decay, mask=mask)
     if name == "adamw":
         return adamw
 
@@ -114,7 +131,7 @@ def make_optimizer(name: str, rate: Array | float, hyper: Hyperparameters) -> op
     muon = optax.chain(
         optax.contrib.scale_by_muon(beta=hyper.momentum, weight_dimension_numbers=matrices),
         optax.stateless(lambda updates, _: jax.tree.map(_scale_to_rms, updates, matrices(updates))),
-        optax.add_decayed_weights(hyper.weight_decay),
+        optax.add_decayed_weights(hyper.weight_decay, mask),
         optax.scale(-rate),
     )
     return optax.partition({"muon": muon, "adamw": adamw}, parameter_labels)

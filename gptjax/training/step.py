@@ -1,5 +1,6 @@
 """One training step and one evaluation step: pure functions to be jitted over a mesh."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,8 +11,8 @@ import optax
 from gptjax.array_types import Array, Batch, Metrics, Params
 from gptjax.models import Model
 from gptjax.training.losses import cross_entropy
-from gptjax.training.optimizers import learning_rate, make_optimizer
-from gptjax.training.state import TrainState
+from gptjax.training.optimizers import DECAYED, Factors, learning_rate, make_optimizer, scale_by_factors
+from gptjax.training.state import TrainState, gather
 
 # What a batch may hold for the model besides `inputs`.
 MODEL_INPUTS = (
@@ -37,6 +38,9 @@ class StepSettings(NamedTuple):
       ema_decay: of the moving average of the parameters, 0 for none.
       skip_spikes: updates whose loss lies this many deviations above its moving mean are skipped, 0 for never.
       use_dropout: False compiles no dropout; True applies `state.hyper.dropout`.
+      label_smoothing: see `losses.cross_entropy`.
+      factors: of learning rates by path, see `optimizers.factor_of`; what has 0 is frozen.
+      decayed: regex on the paths of what decays.
     """
 
     optimizer: str
@@ -48,13 +52,35 @@ class StepSettings(NamedTuple):
     ema_decay: float
     skip_spikes: float
     use_dropout: bool
+    label_smoothing: float = 0.0
+    factors: Factors = ()
+    decayed: str = DECAYED
+
+
+class Loss(NamedTuple):
+    """What a step lowers.
+
+    Attributes:
+      sums: (model, params, batch, dropout=(rate, key) or None) -> (what to lower, {'loss': what to report, ...}), sums over
+        the batch's targets, so that parts of a batch add up to the whole.
+      num_targets: batch -> how many there are.
+    """
+
+    sums: Callable[..., tuple[Array, Metrics]]
+    num_targets: Callable[[Batch], Array]
 
 
 def apply_model(
     model: Model, params: Params, batch: Batch, dropout: tuple[Array, Array] | None = None
 ) -> tuple[Array, dict[str, Any]]:
-    """Logits [B, T, V] of a batch, and the losses of a mixture's routers; `dropout` is (rate, key)."""
+    """Logits of a batch, and the losses of a mixture's routers; `dropout` is (rate, key).
+
+    They are [B, T, V], a place for each target: of 'sequence_classification' [B, 1, num_labels], and of 'span' [B, 2, T],
+    the tokens that an answer begins and ends with, padding left out.
+    """
     inputs: dict[str, Any] = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    if not model.config.token_types:
+        inputs.pop("token_types", None)
     rngs = dropout and {"dropout": dropout[1]}
     outputs: Any = model.apply(
         {"params": params},
@@ -64,70 +90,100 @@ def apply_model(
         rngs=rngs,
         mutable=["losses"],
     )
-    return outputs
+    logits, losses = outputs
+    if model.config.head == "sequence_classification":
+        logits = logits[:, None]
+    elif model.config.head == "span":
+        logits = jnp.where(batch["segment_ids"][..., None] > 0, logits, -1e9).swapaxes(1, 2)
+    return logits, losses
 
 
 def loss_sum(
-    model: Model, params: Params, batch: Batch, *, z_loss: float = 0.0, dropout: tuple[Array, Array] | None = None
-) -> tuple[Array, Array]:
-    """Sum of the loss over a batch's targets: (all there is to lower, cross entropy alone), in nats.
+    model: Model,
+    params: Params,
+    batch: Batch,
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    dropout: tuple[Array, Array] | None = None,
+) -> tuple[Array, Metrics]:
+    """Sum of the loss over a batch's targets: (all there is to lower, {'loss': cross entropy alone}), in nats.
 
     Args:
       dropout: (rate, key).
     """
     logits, losses = apply_model(model, params, batch, dropout)
-    loss, nll = cross_entropy(logits, batch["targets"], batch["loss_weights"], z_loss)
+    loss, nll = cross_entropy(logits, batch["targets"], batch["loss_weights"], z_loss, label_smoothing)
     # A mixture of experts adds a mean over tokens; times the targets it is a sum like the rest.
     for router_loss in jax.tree.leaves(losses):
         loss += router_loss * jnp.sum(batch["loss_weights"])
-    return loss, nll
+    return loss, {"loss": nll}
 
 
-def make_train_step(model: Model, s: StepSettings) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Builds `train_step(state, batch) -> (state, metrics)`, to be jitted with its state donated."""
+def target_count(batch: Batch) -> Array:
+    """How many targets a batch has."""
+    return jnp.sum(batch["loss_weights"])
 
-    def gradient(state: TrainState, batch: Batch, total: Array) -> tuple[Array, Params]:
-        """Mean loss and its gradient, over micro-batches: each sum is divided by the whole batch's count of targets."""
+
+def make_train_step(
+    model: Model, s: StepSettings, loss: Loss | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Builds `train_step(state, batch) -> (state, metrics)`, to be jitted with its state donated.
+
+    Args:
+      model, s: what to train, and how.
+      loss: what to lower; None for cross entropy over the targets.
+    """
+    sums, num_targets = loss or Loss(
+        functools.partial(loss_sum, z_loss=s.z_loss, label_smoothing=s.label_smoothing), target_count
+    )
+
+    def gradient(state: TrainState, batch: Batch, total: Array) -> tuple[Metrics, Params]:
+        """Means and the gradient, over micro-batches: each sum is divided by the whole batch's count of targets."""
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
-        def micro_gradient(micro: Batch, index: Array | int) -> tuple[Array, Params]:
+        def micro_gradient(micro: Batch, index: Array | int) -> tuple[Metrics, Params]:
             dropout = (state.hyper.dropout, jax.random.fold_in(key, index)) if s.use_dropout else None
 
-            def loss_fn(params: Params) -> tuple[Array, Array]:
-                loss, nll = loss_sum(model, params, micro, z_loss=s.z_loss, dropout=dropout)
-                return loss / total, nll / total
+            def loss_fn(params: Params) -> tuple[Array, Metrics]:
+                to_lower, reported = sums(model, gather((params, state.frozen)), micro, dropout=dropout)
+                return jax.tree.map(lambda x: x / total, (to_lower, reported))
 
-            grads, nll = jax.grad(loss_fn, has_aux=True)(state.params)
-            return nll, grads
+            grads, reported = jax.grad(loss_fn, has_aux=True)(state.params)
+            return reported, grads
 
         if s.accumulation_steps == 1:
             return micro_gradient(batch, 0)
         # Micro-batch i takes every n-th row, so that each device keeps its own rows.
         micros = jax.tree.map(lambda x: x.reshape(-1, s.accumulation_steps, *x.shape[1:]).swapaxes(0, 1), batch)
 
-        def add(sums: tuple[Array, Params], micro: tuple[Batch, Array]) -> tuple[tuple[Array, Params], None]:
-            return jax.tree.map(jnp.add, sums, micro_gradient(*micro)), None
+        def add(totals: tuple[Metrics, Params], micro: tuple[Batch, Array]) -> tuple[tuple[Metrics, Params], None]:
+            return jax.tree.map(jnp.add, totals, micro_gradient(*micro)), None
 
-        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        first = jax.tree.map(lambda x: x[0], micros)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro_gradient, first, 0))
         return jax.lax.scan(add, zeros, (micros, jnp.arange(s.accumulation_steps)))[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss, grads = gradient(state, batch, jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0))
+        reported, grads = gradient(state, batch, jnp.maximum(num_targets(batch), 1.0))
         grad_norm = optax.tree.norm(grads)
         if s.clip_norm:
             scale = jnp.minimum(1.0, s.clip_norm / (grad_norm + 1e-6))
             grads = jax.tree.map(lambda g: g * scale, grads)
         rate = learning_rate(state.step, s.schedule, s.num_train_steps, state.hyper)
-        updates, opt_state = make_optimizer(s.optimizer, rate, state.hyper).update(grads, state.opt_state, state.params)
+        optimizer = make_optimizer(s.optimizer, rate, state.hyper, s.decayed)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        if s.factors:
+            updates = scale_by_factors(updates, s.factors)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if s.ema_decay:
             ema = jax.tree.map(lambda old, new: s.ema_decay * old + (1 - s.ema_decay) * new, ema, params)
         new = state._replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
         tokens = jnp.sum(batch["segment_ids"] > 0)  # all that is read, of which an objective may score a part
-        metrics = {"loss": loss, "tokens": tokens, "grad_norm": grad_norm, "learning_rate": rate}
+        metrics = {**reported, "tokens": tokens, "grad_norm": grad_norm, "learning_rate": rate}
         if s.skip_spikes:
-            new, metrics["skipped"] = skip_spike(state, new, loss, s.skip_spikes)
+            new, metrics["skipped"] = skip_spike(state, new, reported["loss"], s.skip_spikes)
         return new, metrics
 
     return train_step

@@ -125,7 +125,7 @@ def test_bad_jsonl(tmp_path: Path, line: bytes, message: str) -> None:
 @pytest.mark.parametrize(
     ("corpus", "files", "fraction", "message"),
     [
-        ("wiki", "", 0.1, r"data\.corpus 'wiki' is not one of 'stdlib', 'text', 'jsonl', 'tsv', 'tfds:NAME'"),
+        ("wiki", "", 0.1, r"data\.corpus 'wiki' is not one of 'stdlib', 'text', 'jsonl', 'json', .*'tfds:NAME'"),
         ("text", "", 0.1, r"data\.files is empty"),
         ("jsonl", "/no/such/file", 0.1, r"data\.files: '/no/such/file' matches no file"),
         ("stdlib", "book.txt", 0.1, r"data\.files 'book.txt' has no use with data\.corpus 'stdlib'"),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from experiments import build, cli
 from gptjax.data.objectives import (
     NUM_SENTINELS,
     OBJECTIVES,
+    SUPERVISED,
     Example,
     Objective,
     decoder_start,
@@ -296,6 +298,19 @@ def test_pairs_are_packed_whole_and_stay_together() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("objectives")
     lines = [{"source": text[:40], "target": text[:40][::-1], "text": text} for text in TEXTS if text]
+    records = [
+        {
+            "prompt": text[:9],
+            "text": text[:30],
+            "completion": text[9:20] + "x",
+            "chosen": text[:2] + "y",
+            "rejected": "no",
+        }
+        | {"label": len(text) % 2, "question": text[:6], "context": text[:30], "answers": []}
+        for text in TEXTS
+        if text
+    ]
+    (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in records))
     (folder / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     table = ["source\ttarget\ttext"] + ["\t".join(line.values()) for line in lines]
     (folder / "texts.tsv").write_text("\n".join(table) + "\n")
@@ -306,13 +321,13 @@ def prepared(folder: Path, name: str, **changes: Any) -> PackedData:
     is_pairs = name == "seq2seq"
     arguments: dict[str, Any] = {
         "corpus": "jsonl",
-        "files": str(folder / "texts.jsonl"),
+        "files": str(folder / ("records.jsonl" if name in SUPERVISED else "texts.jsonl")),
         "text_field": "source" if is_pairs else "text",
         "target_field": "target" if is_pairs else None,
         "tokenizer": "bpe",
         "vocab_size": 400,
         "validation_fraction": 0.2,
-        "seq_len": SEQ_LEN,
+        "seq_len": 2 * SEQ_LEN if name == "dpo" else SEQ_LEN,
         "cache_dir": folder / "cache",
         "objective": Objective(name),
     }
@@ -392,7 +407,7 @@ def test_rows_are_shared_by_objectives_with_the_same_tokens(folder: Path) -> Non
 def test_bytes_of_targets_only_where_targets_are_text(folder: Path) -> None:
     for name in OBJECTIVES:
         sizes = target_bytes(prepared(folder, name))
-        assert (sizes is None) == (name in ("masked", "span"))
+        assert (sizes is None) == (name in ("masked", "span", "dpo", "classification", "question_answering"))
         assert sizes is None or np.isfinite(sizes).all()
 
 
@@ -411,9 +426,9 @@ def test_pairs_from_a_table_are_those_of_the_objects(folder: Path) -> None:
 def test_pairs_that_do_not_fit_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = prepared(folder, "seq2seq", tokenizer="byte", seq_len=40)
     words = capsys.readouterr().err
-    assert "left out as too long" in words
+    assert re.search(r"\d+ too long \(data\.too_long='drop'\)", words)
     assert data.num_rows["train"] >= 1
-    with pytest.raises(ValueError, match=r"none of the \d+ pairs of the train split fits .* model\.max_seq_len 2"):
+    with pytest.raises(ValueError, match=r"none of the \d+ examples of the train split fits in a row of 2 tokens"):
         prepared(folder, "seq2seq", tokenizer="byte", seq_len=2)
 
 
@@ -422,7 +437,7 @@ def test_pairs_that_do_not_fit_are_counted(folder: Path, capsys: pytest.CaptureF
     [
         ({"text_field": "body"}, r"data\.text_field 'body' is not in .* line 1"),
         ({"target_field": "body"}, r"data\.target_field 'body' is not in .* line 1"),
-        ({"corpus": "text"}, r"data\.corpus 'text' has no pairs"),
+        ({"corpus": "text"}, r"data\.corpus 'text' has texts without fields"),
         ({"target_field": None}, r"data\.target_field None: 'seq2seq' needs one"),
     ],
 )
@@ -468,9 +483,12 @@ def test_an_objective_wants_its_model(name: str) -> None:
         "prefix": [("model.prefix_lm", "true")],
     }
     fields["seq2seq"] = fields["span"]
+    fields["classification"] = [("model.family", "bert"), ("model.head", "sequence_classification")]
+    fields["question_answering"] = [("model.family", "bert"), ("model.head", "span")]
     right = [objective, *fields.get(name, [])]
     build.check(cli.load_config("configs/default.py", right))
-    for wrong in ([("model.family", "bert" if name != "masked" else "gpt")], [("model.head", "none")]):
+    wrong_family = "encoder_decoder" if "bert" in dict(right).values() else "bert"
+    for wrong in ([("model.family", wrong_family)], [("model.head", "none")]):
         with pytest.raises(cli.UserError, match=rf"config\.data\.objective='{name}' needs config\.model\."):
             build.check(cli.load_config("configs/default.py", right + wrong))
     if name in ("causal", "fim", "prefix"):

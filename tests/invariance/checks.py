@@ -163,7 +163,7 @@ def _unpacked(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def sgd() -> Iterator[None]:
     """Plain gradient descent in place of the optimizer; it keeps the last gradient as its state."""
 
-    def make_optimizer(name: str, rate: Any, hyper: Any) -> optax.GradientTransformation:
+    def make_optimizer(name: str, rate: Any, hyper: Any, *_: Any) -> optax.GradientTransformation:
         return optax.chain(optax.trace(decay=0.0), optax.scale(-rate))
 
     with (
