@@ -1,10 +1,11 @@
-"""The long forms of the suites, by part: python -m tests.verify --part crash|start|quality|learn|invariance|plan|all
+"""The long forms of the suites, by part: python -m tests.verify --part PART|all
 
 crash    20 SIGKILLs at random moments, half of them inside a save; every finished run equals the uninterrupted one
 start    seconds from process start to the first step done, cold and with a warm compilation cache
 quality  configs/shakespeare_char.py, 3 seeds, on the file named by $SHAKESPEARE
 learn    a GPT, a BERT and an encoder-decoder, each within 3 minutes on 2 cores
 invariance  a step is the same on every mesh of 4 and 8 devices, cut and compiled in every way; a run, over any processes
+batches  greedy texts do not depend on the batch; on the model file named by $SMOLLM2
 plan     what `experiments.plan` compiles for slices that are not here, beside MaxText's; needs the extra `plan`
 """
 
@@ -232,6 +233,46 @@ def plan(folder: pathlib.Path) -> Rows:
     return rows
 
 
+def batches(folder: pathlib.Path) -> Rows:
+    """200 greedy texts of 64 tokens by the model that $SMOLLM2 names, at three batch sizes."""
+    source = os.environ.get("SMOLLM2")
+    if source is None:
+        return [("greedy texts at batch 1, 8 and 32", "skipped: name the model's file in $SMOLLM2", True)]
+    import numpy as np
+
+    import gptjax
+    from gptjax.generation.engine import generate
+    from gptjax.generation.sampling import Sampling
+
+    model, params, tokenizer = gptjax.load(source)
+    things = [
+        "the sea",
+        "a clock",
+        "bread",
+        "the moon",
+        "a bridge",
+        "rain",
+        "chess",
+        "an old map",
+        "tea",
+        "a lighthouse",
+    ]
+    asks = "Tell me about {}.|A poem on {}:|How is {} made?|The history of {} begins|Who first drew {}?|{} is like"
+    asks += "|Three facts about {}: 1.|In a word, {} is|def {}():|Once upon a time there was {}|Why {}|{}, said she,"
+    asks += "|We sold {} for|To repair {}, first|Es war einmal {}|Q: What is {}? A:|{} and {}|No {} today|My {}|{}"
+    prompts = [tokenizer.encode(ask.replace("{}", thing)) for ask in asks.split("|") for thing in things]
+    greedy = {"max_new_tokens": 64, "eos_ids": [tokenizer.eos_id], "sampling": Sampling(temperature=0.0)}
+
+    def texts(size: int) -> list[np.ndarray]:
+        groups = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        return [text for group in groups for text in generate(model, params, group, **greedy)]  # type: ignore[arg-type]
+
+    alone = texts(1)
+    same = [sum(map(np.array_equal, alone, texts(size))) for size in (8, 32)]
+    figure = f"{same[0]} and {same[1]} of {len(prompts)} the same as alone"
+    return [("greedy texts at batch 1, 8 and 32", figure, min(same) == len(prompts))]
+
+
 PARTS: dict[str, Callable[[pathlib.Path], Rows]] = {
     "crash": crash,
     "start": start,
@@ -239,6 +280,7 @@ PARTS: dict[str, Callable[[pathlib.Path], Rows]] = {
     "learn": learn,
     "invariance": invariance,
     "plan": plan,
+    "batches": batches,
 }
 
 
