@@ -86,9 +86,9 @@ def get_config() -> ConfigDict:
 
     config.init = ConfigDict()
     config.init.scale = 1.0  # multiplies the initial deviation of kernels and embeddings
-    # With a model to start from, its tokenizer counts and its fields of `model` do; the config's stay at their defaults, but
-    # for the head (head, num_labels, pooling), which may be a new one, for dropout, and for how it is computed (attention,
-    # attention_dropout, dtype, scan_layers, remat, balance_loss, router_z_loss).
+    # With a model to start from, its tokenizer counts and its fields of `model` do; the config's stay at their defaults,
+    # but for the head (head, num_labels, pooling), which may be a new one, for dropout, and for how it is computed
+    # (attention, attention_dropout, dtype, scan_layers, remat, balance_loss, router_z_loss).
     config.init.model = ""  # a workdir, a Hugging Face folder or hub name, a .gguf; empty: from scratch
 
     config.lora = ConfigDict()

@@ -14,8 +14,11 @@ def sample(config: ConfigDict, model: Any, params: Any, data: PackedData) -> lis
     """Up to `eval.num_samples` texts: continuations of the prompt, outputs beside targets, or masked texts filled in."""
     if not config.eval.num_samples:
         return []
-    kinds = {"gpt": _continuations, "encoder_decoder": _outputs, "bert": _fillings}
-    return kinds[config.model.family](config, model, params, data)
+    by_objective = {"sft": _answers, "dpo": _answers, "classification": _choices, "question_answering": _choices}
+    by_family = {"gpt": _continuations, "encoder_decoder": _outputs, "bert": _fillings}
+    return (by_objective | by_family)[
+        config.data.objective if config.data.objective in by_objective else config.model.family
+    ](config, model, params, data)
 
 
 def _continuations(config: ConfigDict, model: Any, params: Any, data: PackedData) -> list[str]:
@@ -66,6 +69,58 @@ def _validation_pairs(config: ConfigDict, data: PackedData) -> Iterator[tuple[np
             here = batch["segment_ids"][row] == number
             source = batch["encoder_tokens"][row][batch["encoder_segment_ids"][row] == number]
             yield source, batch["inputs"][row][here], batch["targets"][row][here]
+
+
+def _answers(config: ConfigDict, model: Any, params: Any, data: PackedData) -> list[str]:
+    """Greedy answers to validation prompts; of preferences, beside the chosen ones."""
+    from gptjax.generation.engine import generate
+    from gptjax.generation.sampling import Sampling
+
+    (batch,) = eval_batches(data, batch_size=config.eval.num_samples, max_batches=1)
+    pairs = []
+    for row, number in (
+        (row, number) for row, ids in enumerate(batch["segment_ids"]) for number in range(1, 1 + max(ids))
+    ):
+        here = batch["segment_ids"][row] == number
+        if config.data.objective == "sft" or number % 2:
+            answer = batch["targets"][row][here & (batch["loss_weights"][row] > 0)]
+            start = int(np.argmax(batch["loss_weights"][row][here] > 0))
+            pairs.append((batch["inputs"][row][here][: start + 1], answer))
+    pairs = pairs[: config.eval.num_samples]
+    outputs = generate(
+        model,
+        params,
+        [prompt for prompt, _ in pairs],
+        max_new_tokens=config.eval.sample_tokens,
+        eos_ids=[data.tokenizer.eos_id],
+        sampling=Sampling(temperature=0.0),
+    )
+    return [
+        f"prompt: {_text(data, prompt)}\noutput: {_text(data, output)}\ntarget: {_text(data, answer)}"
+        for (prompt, answer), output in zip(pairs, outputs, strict=True)
+    ]
+
+
+def _choices(config: ConfigDict, model: Any, params: Any, data: PackedData) -> list[str]:
+    """Validation texts with the label, or the answer, that the model gives and the right one."""
+    import jax
+
+    from gptjax.training.step import apply_model
+
+    (batch,) = eval_batches(data, batch_size=config.eval.num_samples, max_batches=1)
+    choices = jax.jit(lambda params, batch: apply_model(model, params, batch)[0].argmax(-1))(params, batch)
+
+    def said(row: int, choice: np.ndarray) -> str:
+        if len(choice) == 1:
+            return str(choice[0])
+        return _text(data, batch["inputs"][row][choice[0] : choice[1] + 1])
+
+    return [
+        f"text:   {_text(data, batch['inputs'][row][batch['segment_ids'][row] > 0])}\n"
+        f"output: {said(row, choice)}\ntarget: {said(row, batch['targets'][row])}"
+        for row, choice in enumerate(np.asarray(choices))
+        if batch["loss_weights"][row].any()
+    ]
 
 
 def _fillings(config: ConfigDict, model: Any, params: Any, data: PackedData) -> list[str]:

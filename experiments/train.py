@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -225,6 +226,9 @@ def train_on(
         hyper = build.hyperparameters(config)
         settings = build.step_settings(config)
         loss = build.loss(config)
+        if loss is not None:
+            nothing = {s: np.broadcast_to(np.float32(0), (rows, data.seq_len)) for s, rows in data.num_rows.items()}
+            data = data._replace(columns={split: {"reference": zeros} for split, zeros in nothing.items()})
         taken: dict[str, Any] = {}
         if initial is not None:
             taken, new, left = start_from(model, initial)
@@ -314,6 +318,13 @@ def train_on(
         # Every process reads all of it, which counts the bytes of all targets, and keeps the rows of its devices.
         return {name: jax.make_array_from_callback(x.shape, rows, x.__getitem__) for name, x in batch.items()}
 
+    if loss is not None:
+        score = jax.jit(functools.partial(preference.target_log_probabilities, model), compiler_options=options)
+        with cli.user_errors():
+            data = with_reference(
+                data, workdir, lambda batch: score(state.model_params, put(batch)), first_step, config.train.batch_size
+            )
+
     def probe(state: Any, batch: Any) -> float:
         return float(eval_step(state.model_params, micro_batch(batch))["loss_sum"])
 
@@ -325,7 +336,10 @@ def train_on(
             max_batches=config.eval.max_batches or None,
         )
         with cli.user_errors():
-            return evaluate(eval_step, state.eval_params, batches, target_bytes(data), put)
+            results = evaluate(eval_step, state.eval_params, batches, target_bytes(data), put)
+        if config.data.objective in ("dpo", "classification", "question_answering"):
+            del results["eval/perplexity"]  # there are no tokens to be perplexed by
+        return results
 
     bar = tqdm(
         total=config.train.num_train_steps,
@@ -378,6 +392,32 @@ def train_on(
         bar.close()
         writer.close()
     return model, lora.merge(state.eval_params), stopped
+
+
+def with_reference(data: Any, workdir: pathlib.Path, score: Any, step: int, batch_size: int) -> Any:
+    """Adds to the rows what the model that training began with gives their targets: computed once, kept in the workdir.
+
+    Raises:
+      ValueError: training has begun, and the file is gone.
+    """
+    from gptjax.data.pipeline import eval_batches
+    from gptjax.distributed.processes import is_first, to_host
+
+    columns = {}
+    for split, num_rows in data.num_rows.items():
+        file = workdir / f"reference_{split}.npy"
+        if step and not file.exists():
+            raise ValueError(f"{file} is gone, without which this run cannot go on")
+        if not step:
+            scores = [to_host(score(batch)) for batch in eval_batches(data, split, batch_size=batch_size)]
+            if is_first():
+                temporary = file.with_suffix(".tmp.npy")
+                np.save(temporary, np.concatenate(scores)[:num_rows])
+                temporary.rename(file)
+            columns[split] = {"reference": np.concatenate(scores)[:num_rows]}
+        else:
+            columns[split] = {"reference": np.load(file, mmap_mode="r")}
+    return data._replace(columns=columns)
 
 
 def check_factors(config: ConfigDict, state: Any) -> None:

@@ -19,7 +19,7 @@ def evaluate(
     """Averages over every target of `batches`.
 
     Args:
-      eval_step: from `training.step.make_eval_step`, jitted.
+      eval_step: from `training.step.make_eval_step`, jitted; what it sums up besides is averaged too.
       params: of the model.
       batches: host batches [B, T]; rows without targets count for nothing.
       token_bytes: [V], the UTF-8 bytes each token stands for, if the targets are text read in order; None if they are not.
@@ -50,6 +50,8 @@ def evaluate(
         "eval/accuracy": correct / tokens,
         "eval/tokens": tokens,
     }
+    others = sums[0].keys() - {"loss_sum", "correct", "tokens"}
+    results |= {f"eval/{name}": sum(float(s[name]) for s in sums) / tokens for name in sorted(others)}
     if num_bytes > 0:  # NaN for a tokenizer that does not determine them
         results["eval/bits_per_byte"] = nats / math.log(2) / num_bytes
     return results

