@@ -23,13 +23,19 @@ def open_rows(folder: Path, split: str, num_rows: int) -> Sequence[bytes]:
     """Returns the rows of `split` by index, each the bytes of a [fields, T] array of `row_dtype`.
 
     Raises:
-      ValueError: if there are not `num_rows` of them.
+      ValueError: if there are not `num_rows` of them, or the file is gone or damaged.
     """
     import grain  # more than a second of imports
 
-    source = grain.sources.ArrayRecordDataSource(str(_path(folder, split)))
-    if len(source) != num_rows:
-        raise ValueError(f"{folder} holds {len(source)} {split} rows instead of {num_rows}: delete it")
+    path = _path(folder, split)
+    try:
+        source = grain.sources.ArrayRecordDataSource(str(path))
+        found = len(source)
+    except Exception as error:  # the library raises what C++ raises
+        problem = "is damaged" if path.exists() else "is gone"
+        raise ValueError(f"{path} {problem}; delete {folder} to have it prepared again") from error
+    if found != num_rows:
+        raise ValueError(f"{path} holds {found} rows instead of {num_rows}; delete {folder} to have it prepared again")
     return source
 
 
