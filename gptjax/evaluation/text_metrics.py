@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+Numbers = Sequence[Any] | np.ndarray  # [N], one an example
+Texts = Sequence[str]  # [N]
+References = Sequence[Sequence[str]]  # [N], one or more an example
+
 
 class Measurement(NamedTuple):
     """A metric of N examples.
@@ -84,12 +88,12 @@ def bootstrap(
     return Estimate(value, float(low), float(high), (int(beyond) + 1) / (num_resamples + 1))
 
 
-def mean(values: Sequence[float] | np.ndarray) -> Measurement:
+def mean(values: Numbers) -> Measurement:
     """The mean of a number an example."""
     return Measurement(np.asarray(values, np.float64), lambda rows: float(rows.mean()))
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]], tokenize: str = "13a") -> Measurement:
+def bleu(hypotheses: Texts, references: References, tokenize: str = "13a") -> Measurement:
     """sacrebleu's BLEU of a corpus (Papineni et al., 2002; Post, 2018, arXiv:1804.08771), in per cent.
 
     Args:
@@ -107,7 +111,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]], tokeniz
     return _sacrebleu(BLEU(tokenize=tokenize), hypotheses, references)
 
 
-def chrf(hypotheses: Sequence[str], references: Sequence[Sequence[str]], word_order: int = 0) -> Measurement:
+def chrf(hypotheses: Texts, references: References, word_order: int = 0) -> Measurement:
     """sacrebleu's chrF of a corpus (Popovic, 2015), or with `word_order` 2 chrF++, in per cent; arguments as of `bleu`."""
     from sacrebleu.metrics.chrf import CHRF
 
@@ -117,7 +121,7 @@ def chrf(hypotheses: Sequence[str], references: Sequence[Sequence[str]], word_or
     return _sacrebleu(CHRF(word_order=word_order), hypotheses, padded)
 
 
-def _sacrebleu(metric: Any, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Measurement:
+def _sacrebleu(metric: Any, hypotheses: Texts, references: References) -> Measurement:
     _check_references(hypotheses, references)
     streams = list(itertools.zip_longest(*references))  # None where an example has fewer than another
     rows = np.array(metric._extract_corpus_statistics(hypotheses, streams), np.float64)
@@ -128,7 +132,7 @@ def _sacrebleu(metric: Any, hypotheses: Sequence[str], references: Sequence[Sequ
     return Measurement(rows, value, str(metric.get_signature()))
 
 
-def rouge(hypotheses: Sequence[str], references: Sequence[Sequence[str]], kind: str = "rougeL") -> Measurement:
+def rouge(hypotheses: Texts, references: References, kind: str = "rougeL") -> Measurement:
     """rouge-score's F-measure (Lin, 2004), with stems, of the best reference.
 
     Args:
@@ -140,17 +144,15 @@ def rouge(hypotheses: Sequence[str], references: Sequence[Sequence[str]], kind: 
     _check_references(hypotheses, references)
     scorer = RougeScorer([kind], use_stemmer=True)
     pairs = zip(references, hypotheses, strict=True)
-    return mean([scorer.score_multi(known, text)[kind].fmeasure for known, text in pairs])._replace(
-        signature="rouge-score, stemmed"
-    )
+    return mean([scorer.score_multi(known, text)[kind].fmeasure for known, text in pairs])
 
 
-def exact_match(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Measurement:
+def exact_match(hypotheses: Texts, references: References) -> Measurement:
     """The share of texts that equal a reference up to case, articles, punctuation and white space, as SQuAD counts it."""
     return _best(hypotheses, references, lambda words, known: float(words == known))
 
 
-def token_f1(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Measurement:
+def token_f1(hypotheses: Texts, references: References) -> Measurement:
     """F1 of the bags of words, normalised as for `exact_match`, of the best reference (Rajpurkar et al., 2018)."""
 
     def f1(words: list[str], known: list[str]) -> float:
@@ -161,9 +163,7 @@ def token_f1(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> 
     return _best(hypotheses, references, f1)
 
 
-def _best(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], score: Callable[[list[str], list[str]], float]
-) -> Measurement:
+def _best(hypotheses: Texts, references: References, score: Callable[[list[str], list[str]], float]) -> Measurement:
     _check_references(hypotheses, references)
     # References of articles alone count for nothing, unless there are no others.
     known = [[words for text in texts if (words := _words(text))] or [[]] for texts in references]
@@ -177,13 +177,13 @@ def _words(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
-def accuracy(predicted: Sequence[int], labels: Sequence[int]) -> Measurement:
+def accuracy(predicted: Numbers, labels: Numbers) -> Measurement:
     """The share of labels hit."""
     rows = _pairs(predicted, labels)
     return mean(rows[:, 0] == rows[:, 1])
 
 
-def f1(predicted: Sequence[int], labels: Sequence[int], average: str = "binary") -> Measurement:
+def f1(predicted: Numbers, labels: Numbers, average: str = "binary") -> Measurement:
     """F1 of label 1 ('binary'), or the mean of all labels' that occur ('macro'); 0 where nothing is hit."""
     if average not in ("binary", "macro"):
         raise ValueError(f"average {average!r} is not 'binary' or 'macro'")
@@ -199,7 +199,7 @@ def f1(predicted: Sequence[int], labels: Sequence[int], average: str = "binary")
     return Measurement(_pairs(predicted, labels), value)
 
 
-def mcc(predicted: Sequence[int], labels: Sequence[int]) -> Measurement:
+def mcc(predicted: Numbers, labels: Numbers) -> Measurement:
     """Matthews' correlation coefficient, of several classes as Gorodkin (2004) has it; 0 if either side is constant."""
 
     def value(rows: np.ndarray) -> float:
@@ -211,12 +211,12 @@ def mcc(predicted: Sequence[int], labels: Sequence[int]) -> Measurement:
     return Measurement(_pairs(predicted, labels), value)
 
 
-def pearson(predicted: Sequence[float], targets: Sequence[float]) -> Measurement:
+def pearson(predicted: Numbers, targets: Numbers) -> Measurement:
     """Pearson's correlation; NaN if either side is constant."""
     return Measurement(_pairs(predicted, targets), _correlation)
 
 
-def spearman(predicted: Sequence[float], targets: Sequence[float]) -> Measurement:
+def spearman(predicted: Numbers, targets: Numbers) -> Measurement:
     """Spearman's correlation of ranks, where equals share the mean rank; NaN if either side is constant."""
     return Measurement(_pairs(predicted, targets), lambda rows: _correlation(np.stack([_ranks(x) for x in rows.T], 1)))
 
@@ -232,7 +232,7 @@ def _ranks(x: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
-def pass_at_k(num_samples: Sequence[int], num_passed: Sequence[int], k: int) -> Measurement:
+def pass_at_k(num_samples: Numbers, num_passed: Numbers, k: int) -> Measurement:
     """The chance that one of k samples of a problem passes, without bias (Chen et al., 2021, arXiv:2107.03374).
 
     Raises:
@@ -246,7 +246,7 @@ def pass_at_k(num_samples: Sequence[int], num_passed: Sequence[int], k: int) -> 
     return mean(1 - np.array(miss))
 
 
-def calibration_error(confidences: Sequence[float], hits: Sequence[bool], num_bins: int = 15) -> Measurement:
+def calibration_error(confidences: Numbers, hits: Numbers, num_bins: int = 15) -> Measurement:
     """Expected calibration error (Guo et al., 2017, arXiv:1706.04599, section 2), over bins of equal width.
 
     Args:
@@ -265,7 +265,7 @@ def calibration_error(confidences: Sequence[float], hits: Sequence[bool], num_bi
     return Measurement(rows, value)
 
 
-def ratio(numerators: Sequence[float], denominators: Sequence[float], *, exponential: bool = False) -> Measurement:
+def ratio(numerators: Numbers, denominators: Numbers, *, exponential: bool = False) -> Measurement:
     """A sum over a sum: nats a token, of which the exponential is the perplexity, or bits a byte."""
 
     def value(rows: np.ndarray) -> float:
@@ -275,7 +275,7 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float], *, exponen
     return Measurement(_pairs(numerators, denominators), value)
 
 
-TEXT_METRICS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], Measurement]] = {
+TEXT_METRICS: dict[str, Callable[[Texts, References], Measurement]] = {
     "bleu": bleu,
     "chrf": chrf,
     "chrf++": functools.partial(chrf, word_order=2),
@@ -285,7 +285,7 @@ TEXT_METRICS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], Measu
 }
 
 
-def text_metric(name: str, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Measurement:
+def text_metric(name: str, hypotheses: Texts, references: References) -> Measurement:
     """A metric of texts by name, one of `TEXT_METRICS`, or 'bleu:TOKENIZER'.
 
     Raises:
@@ -299,18 +299,18 @@ def text_metric(name: str, hypotheses: Sequence[str], references: Sequence[Seque
     return TEXT_METRICS[name](hypotheses, references)
 
 
-def _check_references(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def _check_references(hypotheses: Texts, references: References) -> None:
     _same_length("hypotheses", hypotheses, "references", references)
     for index, texts in enumerate(references):
         if isinstance(texts, str) or not texts:
             raise ValueError(f"example {index} has no list of references, which the metric needs: {texts!r:.60}")
 
 
-def _same_length(what: str, one: Sequence | np.ndarray, other_name: str, other: Sequence | np.ndarray) -> None:
+def _same_length(what: str, one: Numbers, other_name: str, other: Numbers) -> None:
     if len(one) != len(other) or not len(one):
         raise ValueError(f"{len(one)} {what} for {len(other)} {other_name}: there must be as many, and at least 1")
 
 
-def _pairs(one: Sequence[float], other: Sequence[float]) -> np.ndarray:
+def _pairs(one: Numbers, other: Numbers) -> np.ndarray:
     _same_length("predictions", one, "labels", other)
     return np.stack([np.asarray(one, np.float64), np.asarray(other, np.float64)], axis=1)

