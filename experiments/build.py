@@ -185,6 +185,17 @@ def with_model(config: ConfigDict, arguments: Mapping[str, Any]) -> ConfigDict:
     return merged.lock()
 
 
+def initial_model(config: ConfigDict, mesh: Any = None) -> tuple[ConfigDict, Any, Any]:
+    """Loads `init.model`: returns the config with its fields, its tokenizer and its parameters; None without one."""
+    if not config.init.model:
+        return config, None, None
+    from gptjax.loading import load
+    from gptjax.models import model_arguments
+
+    model, params, tokenizer = load(config.init.model, mesh=mesh)
+    return with_model(config, model_arguments(model)), tokenizer, params
+
+
 def vocab_size(config: ConfigDict, tokenizer: Any) -> int:
     """V: the tokenizer's, or that of the model to start from, which may be larger."""
     return config.data.vocab_size if config.init.model else tokenizer.vocab_size

@@ -2,7 +2,7 @@
 
 M is a workdir, a Hugging Face folder, a GGUF file or a hub name. FOLDER gets config.json, safetensors in float32 and the
 tokenizer's files, which Transformers and others read. --check reads FOLDER back and compares the outputs on a fixed batch
-with M's; exit code 1 if they differ by more than 1e-5.
+with M's; exit code 1 if they differ by more than 1e-5. With --adapter FOLDER gets PEFT's files of a workdir's adapter.
 """
 
 import pathlib
@@ -20,6 +20,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--step", type=int, help="which checkpoint of a workdir; the best, if not given")
     parser.add_argument("--to", required=True, metavar="FOLDER", help="a new or empty folder")
     parser.add_argument("--check", action="store_true", help="read it back and compare")
+    parser.add_argument("--adapter", metavar="BASE", help="write the adapter, for a model that Transformers calls BASE")
     arguments = parser.parse(argv)
     folder = pathlib.Path(arguments.to)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -28,10 +29,15 @@ def main(argv: Sequence[str]) -> int:
     import jax
 
     import gptjax
-    from gptjax.interop import huggingface
-    from gptjax.workdir import environment
+    from gptjax.interop import huggingface, peft
+    from gptjax.workdir import environment, read
 
     with cli.user_errors():
+        if arguments.adapter:
+            model, params, _, _ = read(arguments.model, step=arguments.step, merged=False)
+            peft.write(folder, model, params, base=arguments.adapter)
+            print(f"{arguments.to}: an adapter for {arguments.adapter}")
+            return 0
         model, params, tokenizer = gptjax.load(arguments.model, step=arguments.step)
         huggingface.write(folder, model, params, tokenizer)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -190,11 +190,7 @@ def start_model(config: ConfigDict, workdir: pathlib.Path, mesh: Any) -> tuple[C
         from gptjax.data.tokenizers import Tokenizer
 
         return config, Tokenizer.load(workdir / "tokenizer.json"), None
-    from gptjax.loading import load
-    from gptjax.models import model_arguments
-
-    model, params, tokenizer = load(config.init.model, mesh=mesh)
-    return build.with_model(config, model_arguments(model)), tokenizer, params
+    return build.initial_model(config, mesh)
 
 
 def train_on(
@@ -329,13 +325,13 @@ def train_on(
         return float(eval_step(state.model_params, micro_batch(batch))["loss_sum"])
 
     def run_evaluation(state: Any) -> dict[str, float]:
-        batches = eval_batches(
-            data,
-            batch_size=config.train.batch_size // every,
-            cross_document=config.data.cross_document,
-            max_batches=config.eval.max_batches or None,
-        )
         with cli.user_errors():
+            batches = eval_batches(
+                data,
+                batch_size=config.train.batch_size // every,
+                cross_document=config.data.cross_document,
+                max_batches=config.eval.max_batches or None,
+            )
             results = evaluate(eval_step, state.eval_params, batches, target_bytes(data), put)
         if config.data.objective in ("dpo", "classification", "question_answering"):
             del results["eval/perplexity"]  # there are no tokens to be perplexed by
@@ -365,8 +361,8 @@ def train_on(
         peak_flops=peak_flops(DTYPES[config.model.dtype]),
         trace_dir=str(workdir / "profile"),
     )
-    batches = device_batches(
-        train_batches(
+    with cli.user_errors():
+        own_batches = train_batches(
             data,
             batch_size=config.train.batch_size,
             seed=config.seed,
@@ -374,9 +370,8 @@ def train_on(
             cross_document=config.data.cross_document,
             process_index=share,
             process_count=num_shares,
-        ),
-        lambda batch: to_global(batch, rows, num_shares),
-    )
+        )
+    batches = device_batches(own_batches, lambda batch: to_global(batch, rows, num_shares))
     try:
         state, stopped = loop.run(state, batches, record)
     except Diverged as error:

@@ -25,7 +25,8 @@ def load(source: str | pathlib.Path, *, step: int | None = None, mesh: Any = Non
 
     Args:
       source: a workdir, a Hugging Face folder with safetensors, a .gguf file, or a name on the Hugging Face hub, which is
-        fetched, or found in the hub's cache if there is no network.
+        fetched, or found in the hub's cache if there is no network; or a folder with PEFT's adapter, which is added to
+        the model that it names.
       step: which checkpoint of a workdir; None for the best, or the latest if none is recorded as the best.
       mesh: where the parameters go, each straight to its place, as `distributed.sharding` says; None for one device.
 
@@ -48,6 +49,8 @@ def load(source: str | pathlib.Path, *, step: int | None = None, mesh: Any = Non
                 raise ValueError(f"{str(source)!r} is not a GGUF file, the only one that is a whole model")
         return Loaded(*gguf.read(path, mesh))
     folder = path if path.is_dir() else fetch(str(source))
+    if (folder / "adapter_config.json").is_file():
+        return _load_adapter(folder, mesh)
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"no such model: {str(source)!r} has neither a workdir's model.json nor a Hugging Face folder's config.json"
@@ -67,6 +70,15 @@ def load(source: str | pathlib.Path, *, step: int | None = None, mesh: Any = Non
             f"{model.config.vocab_size}"
         )
     return Loaded(model, params, tokenizer)
+
+
+def _load_adapter(folder: pathlib.Path, mesh: Any) -> Loaded:
+    from gptjax.finetuning import lora
+    from gptjax.interop import huggingface, peft
+
+    base = huggingface.read_json(folder / peft.CONFIG).get("base_model_name_or_path")
+    model, params, tokenizer = load(base or "", mesh=mesh)
+    return Loaded(model, lora.merge(lora.put(params, peft.read(folder, model))), tokenizer)
 
 
 def fetch(name: str) -> pathlib.Path:

@@ -17,6 +17,7 @@ import numpy as np
 
 from gptjax import loading
 from gptjax.array_types import Array, Params
+from gptjax.data.examples import windows
 from gptjax.data.tokenizers import Encoded, Tokenizer
 from gptjax.generation.engine import Engine
 from gptjax.generation.sampling import Sampling
@@ -309,10 +310,10 @@ def question_answering(
         raise ValueError(f"top_k {top_k} and max_answer_len {max_answer_len} must be at least 1")
     results = []
     for asked, text in examples:
-        windows = _windows(pipe.tokenizer.encode_with_specials(asked, text), window, stride)
+        cut = windows(pipe.tokenizer.encode_with_specials(asked, text), window, stride)
         answers: dict[tuple[int, int], float] = {}
         null_score = 1.0
-        for encoded, scores in zip(windows, _run(pipe, windows), strict=True):
+        for encoded, scores in zip(cut, _run(pipe, cut), strict=True):
             candidates, null = _spans(encoded, scores, pipe.tokenizer.cls_id, top_k, max_answer_len)
             null_score = min(null_score, null)
             for score, first, last in candidates:
@@ -343,21 +344,6 @@ def _examples(inputs: Any, question: Any, context: Any) -> list[tuple[str, str]]
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{name} {text!r} must be a text that is not empty")
     return pairs
-
-
-def _windows(encoded: Encoded, length: int, stride: int) -> list[Encoded]:
-    """Cuts the second text of a pair so that each window has the first text, its special tokens and `length` tokens."""
-    second = np.flatnonzero(encoded.sequence == 1)
-    start, end = (second[0], second[-1] + 1) if len(second) else (len(encoded.ids),) * 2
-    room = length - (len(encoded.ids) - (end - start))
-    if room < 1:
-        raise ValueError(f"the question has {start} tokens, which leaves no room for a context in {length}")
-    if end - start > room and not 0 <= stride < room:
-        raise ValueError(f"doc_stride {stride} must be at least 0 and below {room}, the room for the context")
-    starts = range(start, max(end - stride, start + 1), room - stride) if end - start > room else [start]
-    index = np.arange(len(encoded.ids))
-    kept = [(index < start) | (index >= end) | ((index >= s) & (index < s + room)) for s in starts]
-    return [Encoded(*(field[keep] for field in encoded)) for keep in kept]
 
 
 def _spans(

@@ -18,7 +18,7 @@ ALLOWED = {
     "finetuning": {"array_types", "distributed", "models", "training"},
     "interop": {"array_types", "data", "distributed", "models"},
     "workdir": {"array_types", "data", "distributed", "finetuning", "models", "training"},
-    "loading": {"array_types", "data", "interop", "models", "workdir"},
+    "loading": {"array_types", "data", "finetuning", "interop", "models", "workdir"},
     "pipelines": {"array_types", "data", "generation", "loading", "models"},
     "__init__": {"loading", "pipelines", "platform"},
 }

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gptjax import loading, pipeline, pipelines
+from gptjax.data import examples
 from gptjax.data.tokenizers import Tokenizer, build_tokenizer
 from gptjax.models import init_params, make_model
 
@@ -346,7 +347,7 @@ class TestQuestionAnswering:
     def test_a_long_context_is_read_in_windows(self, source):
         question, context = "who ran ?", " ".join(np.random.default_rng(0).choice(WORDS[:13], 150))
         encoded = source[2].encode_with_specials(question, context)
-        windows = pipelines._windows(encoded, 40, 10)
+        windows = examples.windows(encoded, 40, 10)
         inside = [w.offsets[w.sequence == 1] for w in windows]
         assert all(len(w.ids) == 40 for w in windows[:-1]) and len(windows[-1].ids) <= 40
         assert all((w.ids[:5] == encoded.ids[:5]).all() and w.ids[-1] == 3 for w in windows)

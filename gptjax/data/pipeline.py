@@ -252,8 +252,9 @@ def _reader(data: PackedData, split: str, cross_document: bool) -> Callable[[int
     columns = data.columns.get(split, {})
 
     def read(number: int, content: bytes, rng: np.random.Generator) -> Batch:
+        # grain counts on in the next epoch.
         example = objective(np.frombuffer(content, dtype).reshape(-1, data.seq_len).astype(np.int32), rng)
-        return example | {name: rows[number] for name, rows in columns.items()}
+        return example | {name: rows[number % len(rows)] for name, rows in columns.items()}
 
     return read
 
@@ -313,7 +314,9 @@ def _write(
     by_kind = {kind: {split: count[kind] for split, count in counts.items()} for kind in counts["train"]}
     (folder / "counts.json").write_text(json.dumps(by_kind, indent=2) + "\n")
     summary = "; ".join(
-        f"{split} {c['num_documents']:,} documents, {c['num_bytes']:,} bytes, {c['num_tokens']:,} tokens, "
+        f"{split} {c['num_documents']:,} documents, "
+        + (f"{c['num_bytes']:,} bytes, " if c["num_bytes"] else "")
+        + f"{c['num_tokens']:,} tokens, "
         f"{c['num_rows']:,} rows"
         + (f", {c['num_too_long']:,} too long (data.too_long={too_long!r})" if c["num_too_long"] else "")
         for split, c in counts.items()

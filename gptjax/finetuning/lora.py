@@ -6,6 +6,7 @@ The adapter is four more arrays beside a projection's `kernel`, which `models.la
 
 import math
 import re
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -43,29 +44,30 @@ def add(params: Params, key: Array, *, projections: str, rank: int, alpha: float
     if not found or any(re.search("experts_|router", path) for path in found):
         usable = [path for path in modules if not re.search("experts_|router", path)]
         raise ValueError(f"lora.projections {projections!r} must find some of, and only: {', '.join(usable)}")
-    adapters = {}
+    adapters: dict[str, Array] = {}
     for path, one in zip(found, jax.random.split(key, len(found)), strict=True):
         shape, (stack, inputs) = leaves[f"{path}/kernel"].shape, num_axes(path)
         layers, read, written = shape[:stack], shape[stack : stack + inputs], shape[stack + inputs :]
         bound = math.prod(read) ** -0.5
-        adapters[path] = {
-            "lora_a": jax.random.uniform(one, (*layers, *read, rank), minval=-bound, maxval=bound),
-            "lora_b": jnp.zeros((*layers, rank, *written)),
-            "lora_scale": jnp.full(layers, alpha / rank),
-            "lora_dropout": jnp.full(layers, dropout),
+        adapters |= {
+            f"{path}/lora_a": jax.random.uniform(one, (*layers, *read, rank), minval=-bound, maxval=bound),
+            f"{path}/lora_b": jnp.zeros((*layers, rank, *written)),
+            f"{path}/lora_scale": jnp.full(layers, alpha / rank),
+            f"{path}/lora_dropout": jnp.full(layers, dropout),
         }
-    return gather((params, tree_of(adapters)))
+    return put(params, adapters)
 
 
-def tree_of(adapters: dict[str, dict[str, Array]]) -> Params:
-    """Adapters by the path of their projection as a tree of parameters."""
-    tree: dict = {}
-    for path, leaves in adapters.items():
-        node = tree
-        for name in path.split("/"):
+def put(params: Params, arrays: Mapping[str, Array]) -> Params:
+    """`params` with arrays by path, such as `interop.peft.read` gives them, added or in place of its own."""
+    whole = gather((params,))
+    for path, array in arrays.items():
+        *names, last = path.split("/")
+        node = whole
+        for name in names:
             node = node.setdefault(name, {})
-        node.update(leaves)
-    return tree
+        node[last] = array
+    return whole
 
 
 def merge(params: Params) -> Params:

@@ -1,0 +1,37 @@
+"""Extractive question answering: a MiniLM encoder with a span head on the English part of XQuAD, split by article.
+
+Command:   python -m experiments.train --config configs/xquad_minilm.py --workdir runs/xquad --config.init.model=MINILM \
+               --config.data.files=xquad/xquad.en.json
+Paper:     Artetxe et al., 2020, arXiv:1910.11856; recipe of Devlin et al., 2018, arXiv:1810.04805, section 4.2
+Data:      google-deepmind/xquad on GitHub: 1,190 questions on 240 paragraphs of 48 articles, of which a fifth of the
+           questions
+           or more, with all that is asked about an article, is held out. MINILM as in sst2_minilm.py
+Hardware:  2 CPU cores (AMD EPYC, Zen 5): to be measured
+Result:    to be measured
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """Eight epochs of 16 windows a step, all parameters, AdamW with a linear decay."""
+    config = default.get_config()
+    config.model.head = "span"
+    config.model.dropout = 0.1
+    config.data.corpus = "json"
+    config.data.objective = "question_answering"
+    config.data.seq_len = 384
+    config.data.validation_fraction = 0.2
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.schedule = "linear"
+    config.optimizer.final_fraction = 0.0
+    config.optimizer.warmup_steps = 50
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.beta2 = 0.999
+    config.train.num_train_steps = 480
+    config.train.batch_size = 16
+    config.eval.every_steps = 60
+    config.checkpoint.every_steps = 60
+    return config
