@@ -7,8 +7,8 @@ Command:   python -m experiments.train --config configs/shakespeare_char_fast.py
                --config.data.files=tinyshakespeare.txt
 Hardware:  2 CPU cores (AMD EPYC, Zen 5): 60 to 70 s for the whole command (nanoGPT's recipe in nanoGPT, same hour: 71 s)
 Result:    1.565 nats over the whole validation split, mean of seeds 0, 1, 2 (1.5632, 1.5688, 1.5631; nanoGPT: 1.898)
-Ablation:  python -m benchmarks.shakespeare_ablation --text tinyshakespeare.txt; 3 seeds each, paired differences +- standard
-           error. Muon and rotary positions do the work; the rest is within noise here, or costs a little.
+Ablation:  python -m benchmarks.shakespeare_ablation --text tinyshakespeare.txt; 3 seeds each, paired differences +-
+           standard error. Muon and rotary positions do the work; the rest is within noise here, or costs a little.
                without                                     nats   worse by
                Muon (AdamW instead, its best rate)       1.6626   +0.0975 +- 0.0035
                rotary (learned positions)                1.6047   +0.0397 +- 0.0010

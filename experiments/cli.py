@@ -97,7 +97,7 @@ def exit_code(main: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         print(f"error: {error}; the last good checkpoint is intact", file=sys.stderr)
         return 1

@@ -6,6 +6,7 @@ quality  configs/shakespeare_char.py, 3 seeds, on the file named by $SHAKESPEARE
 learn    a GPT, a BERT and an encoder-decoder, each within 3 minutes on 2 cores
 invariance  a step is the same on every mesh of 4 and 8 devices, cut and compiled in every way; a run, over any processes
 batches  greedy texts do not depend on the batch; on the model file named by $SMOLLM2
+faults   runs hit by SIGKILL, SIGTERM, SIGSTOP, full disks, damaged files, for ten minutes
 plan     what `experiments.plan` compiles for slices that are not here, beside MaxText's; needs the extra `plan`
 """
 
@@ -273,6 +274,18 @@ def batches(folder: pathlib.Path) -> Rows:
     return [("greedy texts at batch 1, 8 and 32", figure, min(same) == len(prompts))]
 
 
+def faults(folder: pathlib.Path) -> Rows:
+    """benchmarks.faults for ten minutes."""
+    path = folder / "faults.json"
+    command = [sys.executable, "-m", "benchmarks.faults", "--minutes", "10", "--json", str(path)]
+    result = subprocess.run(command, env=runs.environment(), cwd=runs.ROOT, capture_output=True, text=True)
+    assert path.exists(), result.stderr
+    counts = json.loads(path.read_text())["metrics"]
+    tried = {name.removesuffix("/tried"): int(n) for name, n in counts.items() if name.endswith("/tried")}
+    survived = {name: int(counts[f"{name}/survived"]) for name in tried}
+    return [(name, f"{survived[name]} of {n} survived", survived[name] == n) for name, n in tried.items()]
+
+
 PARTS: dict[str, Callable[[pathlib.Path], Rows]] = {
     "crash": crash,
     "start": start,
@@ -281,6 +294,7 @@ PARTS: dict[str, Callable[[pathlib.Path], Rows]] = {
     "invariance": invariance,
     "plan": plan,
     "batches": batches,
+    "faults": faults,
 }
 
 

@@ -280,7 +280,9 @@ class Tokenizer:
         config |= {f"{role}_token": token for role, token in self.roles.items()}
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
-        self._tokenizer.save(str(file))
+        file.write_text(
+            self._tokenizer.to_str(pretty=True)
+        )  # its own `save` raises a bare Exception for what is an OSError
         file.with_name("tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod

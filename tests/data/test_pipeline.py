@@ -212,7 +212,7 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 def test_rows_cut_off_later_are_noticed(tmp_path: Path) -> None:
     data = prepare_jsonl(tmp_path, [f"some words {i}" for i in range(30)])
     (data.path / "train.array_record").write_bytes((data.path / "validation.array_record").read_bytes())
-    with pytest.raises(ValueError, match=r"train rows instead of \d+: delete it"):
+    with pytest.raises(ValueError, match=r"train.array_record holds \d+ rows instead of \d+; delete"):
         next(train_batches(data, batch_size=2, seed=0))
 
 
