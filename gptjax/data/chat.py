@@ -38,7 +38,7 @@ def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarray:
     Raises:
       ValueError: the template fails.
     """
-    return _encode(tokenizer, _render(tokenizer, messages, add_generation_prompt=True))
+    return encode_rendered(tokenizer, render(tokenizer, messages, add_generation_prompt=True))
 
 
 def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[tuple[np.ndarray, bool]]:
@@ -66,8 +66,8 @@ def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[
     for i in turns:
         if not messages[i]["content"].strip():
             raise ValueError(f"the assistant's turn {i + 1} is empty")
-        before = _render(tokenizer, messages[:i], add_generation_prompt=True)
-        after = _render(tokenizer, messages[: i + 1], add_generation_prompt=False)
+        before = render(tokenizer, messages[:i], add_generation_prompt=True)
+        after = render(tokenizer, messages[: i + 1], add_generation_prompt=False)
         if not before.startswith(done) or not after.startswith(before):
             raise ValueError(
                 f"the chat template writes what comes before message {i + 1} differently once the conversation goes on"
@@ -84,10 +84,16 @@ def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[
             merged[-1] = (merged[-1][0] + text, is_said)
         else:
             merged.append((text, is_said))
-    return [(_encode(tokenizer, text), is_said) for text, is_said in merged]
+    return [(encode_rendered(tokenizer, text), is_said) for text, is_said in merged]
 
 
-def _render(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+def render(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    """What the template writes, for `encode_rendered`, which tells special tokens from text that looks like them.
+
+    Raises:
+      ValueError: the template fails.
+    """
+
     def guard(value: Any) -> Any:
         if isinstance(value, str):
             return special.sub(lambda match: match[0][0] + _GUARD + match[0][1:], value.replace(_GUARD, ""))
@@ -126,7 +132,7 @@ def _compile(template: str) -> jinja2.Template:
     return environment.from_string(re.sub(r"(\{%-?\s*)endgeneration(\s*-?%\})", r"\1endif\2", template))
 
 
-def _encode(tokenizer: Tokenizer, rendered: str) -> np.ndarray:
+def encode_rendered(tokenizer: Tokenizer, rendered: str) -> np.ndarray:
     """Ids of what a template wrote: its special tokens as such, and all else as text."""
     names = sorted(tokenizer.special_ids, key=len, reverse=True)
     pieces = re.split("(" + "|".join(map(re.escape, names)) + ")", rendered) if names else [rendered]

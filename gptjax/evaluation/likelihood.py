@@ -132,15 +132,16 @@ def windows(tokens: np.ndarray, start: np.ndarray, length: int, stride: int) -> 
       tokens: [N], the text.
       start: of a document, given before the first token.
       length: tokens that the model reads at once.
-      stride: tokens scored in each window but the first, which scores all it can; each but those of the first comes after
-        at least length - stride others. With a stride of `length` the windows share one token.
+      stride: tokens scored in each window but the first, which scores all it can, and the last; each but those of the
+        first comes after at least length - stride others.
 
     Raises:
       ValueError: stride is not from 1 to length.
     """
     if not 1 <= stride <= length:
         raise ValueError(f"stride {stride} must be from 1 to {length}, the tokens that the model reads at once")
-    end = length - len(start) + 1
-    yield Request(start, tokens[:end])
-    for begin in range(end, len(tokens), stride):
-        yield Request(tokens[max(0, begin + stride - length - 1) : begin], tokens[begin : begin + stride])
+    first = length - len(start) + 1
+    yield Request(start, tokens[:first])
+    for begin in range(first, len(tokens), stride):
+        end = min(begin + stride, len(tokens))
+        yield Request(tokens[max(0, end - length - 1) : begin], tokens[begin:end])

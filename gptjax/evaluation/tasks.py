@@ -340,6 +340,11 @@ def _continue(task: Task, subject: Subject, settings: Settings, max_new_tokens: 
     return results, sum(len(ids) > room for ids in prompts)
 
 
+def cut_at(text: str, ends: Sequence[str]) -> str:
+    """A text up to the first of `ends` in it."""
+    return text[: min([len(text), *(text.index(end) for end in ends if end in text)])]
+
+
 def _search(
     engine: Engine,
     prompts: list[np.ndarray],

@@ -78,7 +78,7 @@ def test_windows_score_each_token_once(length, stride):
         at = text.index(continuation[0])
         assert list(context) == text[at - len(context) : at] and len(context) + len(continuation) - 1 <= length
         if index:
-            assert len(context) == min(at, length + 1 - stride)
+            assert len(context) == min(at, length + 1 - len(continuation))
     with pytest.raises(ValueError, match="stride 9 must be from 1 to 8"):
         next(windows(tokens, start, 8, 9))
 

@@ -78,7 +78,7 @@ def test_perplexity_of_a_long_text_slides(gpt):
         for target in range(1, 151):
             if target > end:
                 end += stride
-            begin = max(0, min(end, 150) - 64 if end <= 150 else end - 64)
+            begin = max(0, min(end, 150) - 64)
             row = np.zeros(64, np.int32)
             row[: target - begin] = ids[begin:target]
             known -= float(apply(row)[target - begin - 1, ids[target]])
@@ -154,17 +154,13 @@ def test_code(gpt, monkeypatch):
         "    while True: pass\n",
         "    return (\n",
     ]
-    monkeypatch.setattr(tasks, "_continue", lambda task, *_: ([[tasks_cut(b) for b in bodies]], 0))
+    monkeypatch.setattr(tasks, "_continue", lambda task, *_: ([[tasks.cut_at(b, tasks._CODE_ENDS) for b in bodies]], 0))
     monkeypatch.setattr(tasks.sandbox.run, "__defaults__", (tasks.sandbox.Limits(cpu_seconds=1, wall_seconds=3.0),))
     example = {"prompt": "def add(a, b):\n", "test": "def check(f):\n    assert f(1, 2) == 3", "entry_point": "add"}
     result = run_task(Task("t", "code", [example]), gpt, Settings(num_samples=6, temperature=1.0))
     assert [s["passed"] for s in result.samples] == [True, True, False, False, False, False]
     assert value(result, "pass@1") == pytest.approx(2 / 6) and result.metrics.keys() == {"pass@1"}
     assert "AssertionError" in result.samples[2]["printed"]
-
-
-def tasks_cut(text):
-    return text[: min([len(text), *(text.index(end) for end in tasks._CODE_ENDS if end in text)])]
 
 
 def test_classes_and_numbers():
