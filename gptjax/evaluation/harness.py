@@ -40,7 +40,8 @@ class HarnessLM(LM):
 
     def __init__(self, source: str | os.PathLike) -> None:
         super().__init__()
-        self.source, self.loaded = os.fspath(source), load(source)
+        self.source = os.fspath(source)
+        self.loaded = load(self.source)
 
     @property
     def tokenizer_name(self) -> str:
