@@ -3,6 +3,7 @@
 import concurrent.futures
 import gzip
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -309,7 +310,9 @@ def _continue(task: Task, subject: Subject, settings: Settings, max_new_tokens: 
         if not is_decoder and (not len(ids) or ids[-1] != tokenizer.eos_id):
             ids = np.append(ids, tokenizer.eos_id)
         prompts.append(ids if len(ids) else document_start(tokenizer))
-    cut = [ids[-room:] for ids in prompts]
+    # The longest first: the batch is then at once as large as it gets, and fewer programs are compiled.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    cut = [prompts[i][-room:] for i in order]
     starts = cut if is_decoder else [np.array([decoder_start(tokenizer)])] * len(cut)
     eos_ids = subject.facts["generation_config"].get("eos_token_id")
     eos_ids = tokenizer.eos_id if eos_ids is None else eos_ids
@@ -330,13 +333,10 @@ def _continue(task: Task, subject: Subject, settings: Settings, max_new_tokens: 
             seed=settings.seed,
             **arguments,
         )
-    per_prompt, results = len(texts) // len(prompts), []
-    for index, example in enumerate(task.examples):
-        ends = _CODE_ENDS if task.kind == "code" else example.get("stop", ())
-        written = [tokenizer.decode(ids) for ids in texts[index * per_prompt : (index + 1) * per_prompt]]
-        results.append(
-            [text[: min([len(text), *(text.index(end) for end in ends if end in text)])] for text in written]
-        )
+    results: list[list[str]] = [[]] * len(order)
+    for index, written in zip(order, itertools.batched(texts, len(texts) // len(order)), strict=True):
+        ends = _CODE_ENDS if task.kind == "code" else task.examples[index].get("stop", ())
+        results[index] = [cut_at(tokenizer.decode(ids), ends) for ids in written]
     return results, sum(len(ids) > room for ids in prompts)
 
 
@@ -352,17 +352,14 @@ def _search(
     num_beams: int,
     arguments: dict[str, Any],
 ) -> list[np.ndarray]:
-    """The best text of a beam search for each prompt, those of about the same length together."""
-    found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len((sources or prompts)[i]))
-    for start in range(0, len(order), _BEAM_ROWS):
-        chunk = order[start : start + _BEAM_ROWS]
-        filled = chunk + chunk[-1:] * (_BEAM_ROWS - len(chunk))
-        given = None if sources is None else [sources[i] for i in filled]
-        results = beam_search(engine, [prompts[i] for i in filled], num_beams=num_beams, sources=given, **arguments)
-        for i, texts in zip(chunk, results, strict=False):
-            found[i] = texts[0][0]
-    return found
+    """The best text of a beam search for each prompt; neighbours are searched together."""
+    found: list[np.ndarray] = []
+    for start in range(0, len(prompts), _BEAM_ROWS):
+        rows = [min(i, len(prompts) - 1) for i in range(start, start + _BEAM_ROWS)]
+        given = None if sources is None else [sources[i] for i in rows]
+        results = beam_search(engine, [prompts[i] for i in rows], num_beams=num_beams, sources=given, **arguments)
+        found += [texts[0][0] for texts in results]
+    return found[: len(prompts)]
 
 
 def _classify(task: Task, subject: Subject, settings: Settings) -> Result:

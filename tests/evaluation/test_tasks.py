@@ -12,6 +12,7 @@ from gptjax.data.tokenizers import build_tokenizer
 from gptjax.evaluation import tasks
 from gptjax.evaluation.likelihood import Request, log_likelihoods
 from gptjax.evaluation.tasks import Settings, Subject, Task, read_task, run_task
+from gptjax.generation import engine
 from gptjax.loading import Loaded
 from gptjax.models import init_params, make_model
 
@@ -122,7 +123,7 @@ def test_texts_that_are_cut_and_stopped(gpt, monkeypatch):
     examples = [{"prompt": "a", "answer": "yes", "stop": ["."]}, {"prompt": "b" * 90, "references": ["no", "yes. no"]}]
     result = run_task(Task("t", "generate", examples), gpt, Settings(metrics=("exact_match",), max_new_tokens=24))
     assert [s["output"] for s in result.samples] == ["yes", "yes. no"] and value(result, "exact_match") == 1
-    assert written == [[1, 40]] and result.num_cut == 1
+    assert written == [[40, 1]] and result.num_cut == 1
 
 
 @pytest.mark.parametrize("family", ["gpt", "encoder_decoder"])
@@ -143,6 +144,16 @@ def test_searched_texts_are_those_of_each_prompt_alone(family, monkeypatch):
     searched = tasks.beam_search(tasks.Engine(model, params), ids, num_beams=3, **arguments)
     outputs = [s["output"] for s in run_task(task, of, settings._replace(num_beams=3)).samples]
     assert outputs == [tokenizer.decode(texts[0][0]) for texts in searched]
+
+
+def test_thousand_prompts_in_eight_programs(gpt):
+    def num_programs():  # that run the model
+        return sum(engine._programs()[name]._cache_size() for name in ("prefill", "decode"))
+
+    before, rng = num_programs(), np.random.default_rng(0)
+    prompts = [{"prompt": "x" * int(n), "answer": "y"} for n in rng.integers(0, 60, 1000)]
+    run_task(Task("t", "generate", prompts), gpt, Settings(metrics=("exact_match",), max_new_tokens=2))
+    assert num_programs() - before <= 8
 
 
 def test_code(gpt, monkeypatch):
