@@ -278,7 +278,9 @@ def _code(task: Task, subject: Subject, settings: Settings) -> Result:
 
     def passes(example: dict[str, Any], text: str) -> tuple[bool, str]:
         done = secrets.token_hex()  # a program that exits before its tests has not passed them
-        program = f"{example['prompt']}{text}\n{example['test']}\ncheck({example['entry_point']})\nprint({done!r})"
+        program = (
+            f"{example['prompt'].rstrip()}{text}\n{example['test']}\ncheck({example['entry_point']})\nprint({done!r})"
+        )
         ran = sandbox.run(program)
         return ran.status == 0 and ran.output.rstrip().endswith(done), ran.output.replace(done, "")
 
@@ -306,7 +308,9 @@ def _continue(task: Task, subject: Subject, settings: Settings, max_new_tokens: 
         if "messages" in example:
             ids = prompt_ids(tokenizer, example["messages"])
         else:
-            ids = tokenizer.encode_with_specials(example["prompt"]).ids
+            # Byte-level tokenizers write the end of a line with the next one's indentation.
+            prompt = example["prompt"].rstrip() if task.kind == "code" else example["prompt"]
+            ids = tokenizer.encode_with_specials(prompt).ids
         if not is_decoder and (not len(ids) or ids[-1] != tokenizer.eos_id):
             ids = np.append(ids, tokenizer.eos_id)
         prompts.append(ids if len(ids) else document_start(tokenizer))

@@ -158,12 +158,12 @@ def test_thousand_prompts_in_eight_programs(gpt):
 
 def test_code(gpt, monkeypatch):
     bodies = [
-        "    return a + b\n",
-        "    return a + b\ndef other():\n    syntax error",  # what comes after the function is left out
-        "    return a - b\n",
-        "    import sys; sys.exit(0)\n",  # ends before its tests: no pass
-        "    while True: pass\n",
-        "    return (\n",
+        "\n    return a + b\n",
+        "\n    return a + b\ndef other():\n    syntax error",  # what comes after the function is left out
+        "\n    return a - b\n",
+        "\n    import sys; sys.exit(0)\n",  # ends before its tests: no pass
+        "\n    while True: pass\n",
+        "\n    return (\n",
     ]
     monkeypatch.setattr(tasks, "_continue", lambda task, *_: ([[tasks.cut_at(b, tasks._CODE_ENDS) for b in bodies]], 0))
     monkeypatch.setattr(tasks.sandbox.run, "__defaults__", (tasks.sandbox.Limits(cpu_seconds=1, wall_seconds=3.0),))
