@@ -20,6 +20,7 @@ ALLOWED = {
     "workdir": {"array_types", "data", "distributed", "finetuning", "models", "training"},
     "loading": {"array_types", "data", "finetuning", "interop", "models", "workdir"},
     "pipelines": {"array_types", "data", "generation", "loading", "models"},
+    "serving": {"array_types", "data", "generation", "loading", "models", "pipelines"},
     "__init__": {"loading", "pipelines", "platform"},
 }
 # The only files that may import a library.
@@ -34,6 +35,9 @@ OWNERS = {
     "huggingface_hub": "gptjax/loading.py",
     "tensorflow_datasets": "gptjax/data/",
     "grain": "gptjax/data/",
+    "llguidance": "gptjax/generation/constraints.py",
+    "fastapi": "gptjax/serving/",
+    "gradio": "gptjax/serving/page.py",
     "torch": "",
     "transformers": "",
     "tensorflow": "",

@@ -284,17 +284,17 @@ class Engine:
     def warm_up(self) -> None:
         """Compiles every program that a request may need."""
         nothing = np.zeros(self.model.config.vocab_size, np.float32)
-        for cache_len in _ladder(self.cache_len):  # a batch of one slot may get the others at any length
+        for cache_len in ladder(self.cache_len):  # a batch of one slot may get the others at any length
             self._reset()
             self._resize(1, cache_len)
             self._resize(self.num_slots, cache_len)
         for num_slots in sorted({1, self.num_slots}):
             self._reset()
-            for cache_len in _ladder(self.cache_len):
+            for cache_len in ladder(self.cache_len):
                 self._resize(num_slots, cache_len)
                 for rows, longest in sorted({(1, _SHORT), (self._rows, _SHORT), (1, _PART)}):
                     tokens = np.zeros((rows, min(longest, self.cache_len)), np.int32)
-                    for memory_len in _ladder(self.memory_len) if self.memory_len else (None,):
+                    for memory_len in ladder(self.memory_len) if self.memory_len else (None,):
                         source = None if memory_len is None else np.zeros((rows, memory_len), np.int32)
                         self._insert([], [], tokens, *self._prefill([], tokens, source), source)
                 longest = _PART
@@ -310,13 +310,13 @@ class Engine:
 
     def _reset(self) -> None:
         """An empty batch of one slot."""
-        self._shape = (1, _ladder(self.cache_len)[0])
+        self._shape = (1, ladder(self.cache_len)[0])
         self._slots = _run("init_slots", self.model, *self._shape, self.memory_len)
         self._texts, self._lengths = [None], [0]
 
     def _resize(self, num_slots: int, cache_len: int) -> None:
         """Makes the batch larger where it is smaller, one size after the other, so that there are few programs."""
-        for shape in ((num_slots, 0), *((0, length) for length in _ladder(self.cache_len) if length <= cache_len)):
+        for shape in ((num_slots, 0), *((0, length) for length in ladder(self.cache_len) if length <= cache_len)):
             shape = (max(shape[0], self._shape[0]), max(shape[1], self._shape[1]))
             if shape != self._shape:
                 larger = _run("init_slots", self.model, *shape, self.memory_len)
@@ -534,7 +534,7 @@ def check_ids(what: str, ids: np.ndarray, longest: int, vocab_size: int) -> np.n
     return ids
 
 
-def _ladder(longest: int) -> list[int]:
+def ladder(longest: int) -> list[int]:
     """64, 256, 1024, ... and `longest`: the lengths that there are programs for."""
     lengths = [_SHORT]
     while lengths[-1] < longest:
@@ -543,7 +543,7 @@ def _ladder(longest: int) -> list[int]:
 
 
 def at_least(length: int, longest: int) -> int:
-    return next(n for n in _ladder(longest) if n >= length)
+    return next(n for n in ladder(longest) if n >= length)
 
 
 def pad(rows: Sequence[np.ndarray], num_rows: int, length: int, fill: int = 0) -> np.ndarray:
