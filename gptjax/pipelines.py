@@ -454,6 +454,16 @@ def feature_extraction(pipe: Pipeline, inputs: str | list[str]) -> list[Any]:
     return results[0] if isinstance(inputs, str) else results
 
 
+def embeddings(pipe: Pipeline, encoded: Sequence[Encoded]) -> list[np.ndarray]:
+    """One vector of length 1 for each text, [D], pooled as the model's config says.
+
+    Raises:
+      ValueError: a text that is empty or longer than the context.
+    """
+    config = dataclasses.replace(pipe.model.config, head="embedding")
+    return list(_run(dataclasses.replace(pipe, model=type(pipe.model)(config)), encoded))
+
+
 class Task(NamedTuple):
     """What a task runs and needs.
 

@@ -219,6 +219,12 @@ class Engine:
                 self._texts[slot] = None
                 self._slots = _run("end", self._slots, np.int32(slot))
 
+    def reset(self) -> None:
+        """Forgets all texts; the engine can be used again even if a step failed."""
+        self._waiting.clear()
+        self._part = None
+        self._reset()
+
     @property
     def num_active(self) -> int:
         """Texts that are being read or written."""
