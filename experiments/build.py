@@ -261,6 +261,38 @@ def factors(config: ConfigDict) -> tuple[tuple[str, float], ...]:
     return ((lora.NEVER_TRAINED, 0.0), *asked, (rf"{lora.TRAINED}|^head/labels/", 1.0), ("", 0.0))
 
 
+def initial_state(config: ConfigDict, model: Any) -> Any:
+    """The function (seed, scale, hyperparameters, arrays by path to take in place of drawn ones) -> state of step 0."""
+    import functools
+
+    from gptjax.finetuning import lora
+    from gptjax.finetuning.start import frozen, put_in
+    from gptjax.training.state import init_state
+
+    settings = step_settings(config)
+
+    def start(params: Any, key: Any, taken: Any) -> Any:
+        params = put_in(params, taken)
+        if not config.lora.rank:
+            return params
+        numbers = {name: config.lora[name] for name in ("rank", "alpha", "dropout", "projections")}
+        return lora.add(params, key, **numbers)
+
+    def init(seed: Any, scale: Any, hyper: Any, taken: Any) -> Any:
+        return init_state(
+            model,
+            settings.optimizer,
+            hyper,
+            seed,
+            scale,
+            ema=settings.ema_decay > 0,
+            change=functools.partial(start, taken=taken),
+            is_frozen=frozen(settings.factors),
+        )
+
+    return init
+
+
 def loss(config: ConfigDict) -> Any:
     """What is lowered; None for cross entropy."""
     if config.data.objective != "dpo":

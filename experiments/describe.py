@@ -15,6 +15,7 @@ from experiments import build, cli
 
 # The part of a parameter, by the first pattern that its path matches.
 PARTS = (
+    (r"/lora_", "adapters"),
     (r"^head/", "head"),
     (r"^pooler/", "pooler"),
     (r"norm/", "norms"),
@@ -28,9 +29,10 @@ PARTS = (
 
 ORDER = [
     "embeddings",
-    *(stack + part for stack in ("encoder ", "decoder ", "") for _, part in PARTS[2:] if stack + part != "embeddings"),
+    *(stack + part for stack in ("encoder ", "decoder ", "") for _, part in PARTS[3:] if stack + part != "embeddings"),
     "pooler",
     "head",
+    *(stack + "adapters" for stack in ("encoder ", "decoder ", "")),
 ]
 
 
@@ -40,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     config = arguments.config
     build.check(config)
     with cli.user_errors():
+        config, _, _ = build.initial_model(config)
         metrics = describe(config)
     print("\n".join(table(config, metrics)))
     if arguments.json:
@@ -65,24 +68,16 @@ def describe(config: ConfigDict) -> dict[str, int]:
     from gptjax.distributed.sharding import path_of
     from gptjax.generation.decoding import init_cache
     from gptjax.models import BERT, EncoderDecoder, make_model
-    from gptjax.training.state import init_state
     from gptjax.training.throughput import flops_per_token
 
     model = make_model(**build.model_sizes(config, vocab_size(config)))
     c, settings = model.config, build.step_settings(config)
-    state = jax.eval_shape(
-        lambda: init_state(
-            model,
-            settings.optimizer,
-            build.hyperparameters(config),
-            jax.numpy.uint32(0),
-            jax.numpy.float32(1),
-            ema=settings.ema_decay > 0,
-        )
-    )
+    numbers = jax.numpy.uint32(0), jax.numpy.float32(1), build.hyperparameters(config)
+    state = jax.eval_shape(build.initial_state(config, model), *numbers, {})
+    params = state.model_params
     parts = Counter(dict.fromkeys(ORDER, 0))
     experts = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name, size = path_of(path), math.prod(leaf.shape)
         parts[_part(name, isinstance(model, EncoderDecoder))] += size
         experts += size if "/experts_" in name else 0
@@ -91,13 +86,13 @@ def describe(config: ConfigDict) -> dict[str, int]:
         "params/total": sum(parts.values()),
         **{f"params/{name}": size for name, size in parts.items() if size},
         "params/active": sum(parts.values()) - round(experts * (1 - c.experts_per_token / max(1, c.num_experts))),
-        "flops/token": flops_per_token(model, state.params),
-        "bytes/weights": _bytes(state.params),
+        "flops/token": flops_per_token(model, state.params, build.seq_len(config), state.frozen),
+        "bytes/weights": _bytes(params),
         "bytes/gradients": _bytes(state.params),
         "bytes/optimizer": _bytes(state.opt_state),
         "bytes/ema": _bytes(state.ema),
         "bytes/batch": _bytes(batch),
-        "bytes/activations": activation_bytes(model, state.params, batch, dropout=settings.use_dropout),
+        "bytes/activations": activation_bytes(model, params, batch, dropout=settings.use_dropout),
     }
     if not isinstance(model, BERT) and c.head == "language_model":
         memory_len = c.max_seq_len if isinstance(model, EncoderDecoder) else 0
@@ -110,6 +105,8 @@ def vocab_size(config: ConfigDict) -> int:
     from gptjax.data.objectives import special_tokens
     from gptjax.data.tokenizers import KINDS, Tokenizer
 
+    if config.init.model:
+        return config.data.vocab_size
     if config.data.tokenizer == "byte":
         return 257 + len(special_tokens(config.data.objective))
     if config.data.tokenizer in KINDS:
@@ -158,7 +155,7 @@ def activation_bytes(model: Any, params: Any, batch: Any, *, dropout: bool) -> i
 
     from gptjax.training.step import loss_sum
 
-    if model.config.head not in ("language_model", "masked_lm"):
+    if model.config.head not in ("language_model", "masked_lm", "sequence_classification", "span"):
         raise ValueError(f"model.head {model.config.head!r} has no loss over tokens, so no activations are known")
 
     def residuals(params: Any, batch: Any) -> list[Any]:
@@ -205,7 +202,7 @@ def table(config: ConfigDict, metrics: dict[str, int]) -> Iterator[str]:
         yield _line("compute a target token", _flops(metrics["flops/token"]), f"{convention}, its source as long")
     else:
         yield _line("compute a token", _flops(metrics["flops/token"]), convention)
-        steps, tokens = config.train.num_train_steps, config.train.batch_size * m.max_seq_len
+        steps, tokens = config.train.num_train_steps, config.train.batch_size * build.seq_len(config)
         budget = _flops(metrics["flops/token"] * tokens * steps)
         yield _line("compute in all", budget, f"{steps:,} steps of {tokens:,} tokens")
     yield _line("weights", _size(metrics["bytes/weights"]), "float32")

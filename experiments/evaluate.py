@@ -94,7 +94,12 @@ def main(argv: Sequence[str]) -> int:
         if is_workdir:
             model, params, tokenizer, step = read(path, step=arguments.step)
             config = json.loads((path / "config.json").read_text())
-            d, longest = config["data"], model.config.max_seq_len
+            d = cli.load_config("configs/default.py").data.to_dict() | config["data"]
+            longest = d["seq_len"] or model.config.max_seq_len
+            if d["objective"] == "dpo":
+                raise cli.UserError(
+                    f"--model {arguments.model} was evaluated on its pairs in training: see metrics.jsonl"
+                )
         else:
             model, params, tokenizer = load(arguments.model, step=arguments.step)
             config = cli.load_config("configs/default.py").to_dict()
@@ -109,6 +114,7 @@ def main(argv: Sequence[str]) -> int:
         data = prepare(
             corpus=arguments.corpus or d["corpus"],
             files=arguments.files if arguments.corpus else arguments.files or d["files"],
+            validation_files="" if arguments.corpus or arguments.files else d["validation_files"],
             text_field=arguments.text_field or d["text_field"],
             tokenizer=tokenizer,
             vocab_size=tokenizer.vocab_size,
@@ -118,6 +124,7 @@ def main(argv: Sequence[str]) -> int:
             cache_dir=platform.cache_dir() / "data",
             objective=objective,
             target_field=(arguments.target_field or d["target_field"]) if objective.name == "seq2seq" else None,
+            too_long=d["too_long"],
         )
     batches = eval_batches(data, batch_size=arguments.batch_size, cross_document=d["cross_document"])
     options = platform.compiler_options(model.config.dtype)

@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
     from gptjax.distributed.plan import find_slices
 
     with cli.user_errors():
+        config, _, _ = build.initial_model(config)
         slices = find_slices(arguments.topology, arguments.num_slices)
         case = configured(config, slices)
         cases = search(config, slices) if arguments.search else [case]
@@ -138,7 +139,7 @@ def compile_case(config: ConfigDict, slices: Any, case: Case) -> Outcome:
     }
     with jax.set_mesh(mesh):
         step = jax.jit(
-            make_train_step(model, settings),
+            make_train_step(model, settings, build.loss(config)),
             donate_argnums=0,
             out_shardings=(shardings, None),
             compiler_options=platform.compiler_options(config.model.dtype, "tpu" if slices.chip else "cpu"),
@@ -154,7 +155,7 @@ def compile_case(config: ConfigDict, slices: Any, case: Case) -> Outcome:
         )
         return sum(jax.tree.leaves(parts))
 
-    kinds = {"weights": "params", "optimizer": "opt_state", "moving average": "ema"}
+    kinds = {"weights": "model_params", "optimizer": "opt_state", "moving average": "ema"}
     return Outcome(case, result, {kind: bytes_of(field) for kind, field in kinds.items()})
 
 
@@ -163,16 +164,11 @@ def abstract_run(config: ConfigDict) -> tuple[Any, Any, Any]:
     import jax
 
     from gptjax.models import make_model
-    from gptjax.training.state import init_state
 
     model = make_model(**build.model_sizes(config, describe.vocab_size(config)))
     settings = build.step_settings(config)
-    numbers = (jax.numpy.uint32(0), jax.numpy.float32(1))
-    hyper = build.hyperparameters(config)
-    shapes = jax.eval_shape(
-        lambda seed, scale: init_state(model, settings.optimizer, hyper, seed, scale, ema=settings.ema_decay > 0),
-        *numbers,
-    )
+    numbers = (jax.numpy.uint32(0), jax.numpy.float32(1), build.hyperparameters(config))
+    shapes = jax.eval_shape(build.initial_state(config, model), *numbers, {})
     return model, settings, shapes
 
 
@@ -184,9 +180,9 @@ def search(config: ConfigDict, slices: Any) -> list[Case]:
 
     model, settings, shapes = abstract_run(config)
     c, chip = model.config, slices.chip
-    devices, params = len(slices.devices), num_params(shapes.params)
+    devices, params, length = len(slices.devices), num_params(shapes.model_params), build.seq_len(config)
     copies = 4 + bool(settings.ema_decay)  # weights, gradients, two moments
-    flops = flops_per_token(model, shapes.params) * config.train.batch_size * c.max_seq_len
+    flops = flops_per_token(model, shapes.params, length, shapes.frozen) * config.train.batch_size * length
     found: dict[tuple[int, int, str], tuple[float, Case]] = {}
     for tensor in (
         t for t in (1, 2, 4, 8) if not any(n % t for n in (devices, c.num_heads, c.num_kv_heads, c.mlp_dim))
@@ -202,7 +198,7 @@ def search(config: ConfigDict, slices: Any) -> list[Case]:
                 rows, rest = divmod(config.train.batch_size, steps * ways)
                 if rest or not rows:
                     continue
-                tokens = rows * c.max_seq_len  # of a micro-batch, a device
+                tokens = rows * length  # of a micro-batch, a device
                 for remat, kept in kept_numbers(c, tensor).items():
                     memory = 4 * copies * params / (fsdp * tensor) + tokens * 2 * (kept + 2 * c.vocab_size / tensor)
                     # More accumulation than memory asks for only takes longer.
@@ -261,7 +257,7 @@ def figures(config: ConfigDict, slices: Any, outcome: Outcome) -> dict[str, floa
     if plan.bracket and plan.fits:
         low, high = plan.bracket
         tokens = config.train.batch_size * describe.target_len(config)
-        per_token = flops_per_token(model, shapes.params)
+        per_token = flops_per_token(model, shapes.params, build.seq_len(config), shapes.frozen)
         peak = slices.chip.flops * len(slices.devices)
         numbers |= {
             "predicted/compute_seconds": plan.compute_seconds,

@@ -208,11 +208,10 @@ def train_on(
     from gptjax.distributed.sharding import batch_sharding, tree_shardings
     from gptjax.evaluation.perplexity import evaluate
     from gptjax.finetuning import lora, preference
-    from gptjax.finetuning.start import frozen, put_in, start_from
+    from gptjax.finetuning.start import start_from
     from gptjax.models import make_model
     from gptjax.models.config import DTYPES
     from gptjax.training.loop import Diverged, Functions, Loop, device_batches
-    from gptjax.training.state import init_state
     from gptjax.training.step import make_eval_step, make_train_step
     from gptjax.training.throughput import flops_per_token, peak_flops
     from gptjax.workdir import write_description
@@ -233,25 +232,7 @@ def train_on(
                 said += [f"{what} {', '.join(names)}" for what, names in (("new:", new), ("left out:", left)) if names]
                 print("; ".join(said), file=sys.stderr)
 
-        def start(params: Any, key: Any, taken: Any) -> Any:
-            params = put_in(params, taken)
-            if not config.lora.rank:
-                return params
-            numbers = {name: config.lora[name] for name in ("rank", "alpha", "dropout")}
-            return lora.add(params, key, projections=config.lora.projections, **numbers)
-
-        def init(seed: Any, scale: Any, hyper: Any, taken: Any) -> Any:
-            return init_state(
-                model,
-                settings.optimizer,
-                hyper,
-                seed,
-                scale,
-                ema=settings.ema_decay > 0,
-                change=functools.partial(start, taken=taken),
-                is_frozen=frozen(settings.factors),
-            )
-
+        init = build.initial_state(config, model)
         numbers = (jax.numpy.uint32(config.seed), jax.numpy.float32(config.init.scale), hyper, taken)
         shapes = jax.eval_shape(init, *numbers)
         check_factors(config, shapes)
@@ -357,7 +338,7 @@ def train_on(
         build.loop_settings(config),
         checkpoints,
         writer,
-        flops_per_token=flops_per_token(model, shapes.model_params),
+        flops_per_token=flops_per_token(model, shapes.params, data.seq_len, shapes.frozen),
         peak_flops=peak_flops(DTYPES[config.model.dtype]),
         trace_dir=str(workdir / "profile"),
     )

@@ -29,23 +29,24 @@ def num_params(params: Params) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def flops_per_token(model: Model, params: Params) -> int:
+def flops_per_token(model: Model, params: Params, seq_len: int, frozen: Params | None = None) -> int:
     """FLOPs of one training step for each token, forward and backward: 6 N + 12 L H K T.
 
     The convention of Chowdhery et al., 2022, arXiv:2204.02311, appendix B: N counts the parameters that multiply
     activations (a token table only if it is also the head, no other table, and of experts those a token goes to); attention
     counts every pair of positions, also those a mask removes, and an encoder-decoder's three kinds of it; what
-    rematerialisation computes again is not counted.
+    rematerialisation computes again is not counted. T is `seq_len`, and of `frozen` parameters there are 4 N, as they get
+    no gradient.
     """
     c = model.config
     count = 0.0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name, size = path_of(path), math.prod(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path((params, frozen)):
+        name, size = path_of(path[1:]), math.prod(leaf.shape) * (1 if path[0].idx == 0 else 2 / 3)
         if name.endswith("embedding") and not (name == "token_embedding/embedding" and scores_by_embedding(model)):
             continue
         count += size * (c.experts_per_token / c.num_experts if "/experts_" in name else 1)
     attentions = c.num_encoder_layers + c.num_layers * (2 if c.num_encoder_layers else 1)
-    return round(6 * count) + 12 * attentions * c.num_heads * c.head_dim * c.max_seq_len
+    return round(6 * count) + 12 * attentions * c.num_heads * c.head_dim * seq_len
 
 
 def scores_by_embedding(model: Model) -> bool:
