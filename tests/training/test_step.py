@@ -341,3 +341,20 @@ def test_a_loss_spike_is_passed_over(sizes):
     assert skipped == 0
     np.testing.assert_allclose(taken.loss_mean, 2.001, rtol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, taken.params, new.params)
+
+
+def test_label_smoothing_is_optax_s():
+    rng = np.random.default_rng(0)
+    logits, targets = jnp.asarray(rng.standard_normal((2, 5, 7)), jnp.float32), rng.integers(0, 7, (2, 5))
+    weights = jnp.asarray(rng.random((2, 5)) < 0.6, jnp.float32)
+
+    def wanted(logits):
+        labels = optax.smooth_labels(jax.nn.one_hot(targets, 7), 0.1)
+        return jnp.sum(optax.softmax_cross_entropy(logits, labels) * weights)
+
+    def ours(logits):
+        return cross_entropy(logits, targets, weights, 0.0, 0.1)[0]
+
+    np.testing.assert_allclose(ours(logits), wanted(logits), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(ours)(logits), jax.grad(wanted)(logits), atol=1e-6)
+    assert cross_entropy(logits, targets, weights, 0.0, 0.1)[1] == cross_entropy(logits, targets, weights)[1]
