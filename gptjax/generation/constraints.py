@@ -17,20 +17,23 @@ class Automaton:
 
     def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
         self._matcher, self._vocab_size = matcher, vocab_size
+        self.error = ""
+        self._note_error()
 
     def allowed(self) -> np.ndarray:
         """bool [V], the tokens that may come next."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._note_error()
         return np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(bool)
 
     def advance(self, token: int) -> None:
         """Takes note of the token that came."""
         self._matcher.consume_token(token)
+        self._note_error()
 
-    @property
-    def error(self) -> str:
-        """See the class."""
-        return " ".join(self._matcher.get_error().split())
+    def _note_error(self) -> None:
+        """Another thread may ask for the error, but not of the matcher while it computes."""
+        self.error = " ".join(self._matcher.get_error().split())
 
     def copy(self) -> "Automaton":
         """Another that is as far, for another text."""
@@ -60,10 +63,13 @@ class Vocabulary:
         Raises:
           ValueError: the schema is wrong, or uses what is not supported.
         """
+        try:
+            written = json.dumps(schema)
+        except RecursionError as error:
+            raise ValueError("the JSON schema cannot be used: it is nested too deeply") from error
         # Without a limit on white space, a small model may write nothing else for ever.
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(
-            json.dumps(schema), overrides={"whitespace_pattern": "[ \\n]?"}
-        )
+        overrides: Any = {"whitespace_pattern": "[ \\n]?"}
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(written, overrides=overrides)
         return self._compile("JSON schema", grammar)
 
     def regex(self, pattern: str) -> Automaton:

@@ -4,21 +4,21 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gptjax.data.chat import prompt_ids
 from gptjax.data.objectives import decoder_start
-from gptjax.data.tokenizers import Encoded, Tokenizer
-from gptjax.generation.constraints import Vocabulary
+from gptjax.data.tokenizers import Encoded
+from gptjax.generation.constraints import Automaton, Vocabulary
 from gptjax.generation.engine import Engine, Output, Request
 from gptjax.generation.scoring import Scores
 from gptjax.generation.text import TextStream
 from gptjax.loading import Loaded
 from gptjax.models import EncoderDecoder
 from gptjax.pipelines import Pipeline, embeddings
-from gptjax.serving.worker import Worker
+from gptjax.serving.worker import Busy, Worker
 
 _CONTEXT = 4  # ids of a prompt's end that decide how the first new one is spelled
 
@@ -72,7 +72,7 @@ class ServedModel:
         self.eos_ids = sorted({tokenizer.eos_id, *eos_ids, *([] if turn_end is None else [turn_end])})
         self.worker = Worker(engine, max_waiting) if engine else None
         self._pipe = Pipeline("feature-extraction", model, params if engine is None else {}, tokenizer, {}, {})
-        self._embedding = asyncio.Lock()
+        self._max_waiting, self._num_embedding, self._embedding = max_waiting, 0, asyncio.Lock()
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
@@ -80,7 +80,7 @@ class ServedModel:
         return Vocabulary(self.tokenizer.to_json(), self.vocab_size, self.eos_ids)
 
     def spell(self, token: int) -> tuple[str, bytes]:
-        """A token as text and as bytes; where the bytes are no text by themselves, the text is 'bytes:' and their escapes."""
+        """A token as text and as bytes; where those are no text by themselves, the text is 'bytes:' and their escapes."""
         text = self.tokenizer.decode([token], skip_special_tokens=False)
         if "\ufffd" not in text:
             return text, text.encode()
@@ -140,9 +140,9 @@ class ServedModel:
                     raise output
                 if place not in going_on:
                     continue
-                constraint, request = getattr(requests[place].constraint, "error", ""), requests[place]
-                if constraint:
-                    raise ValueError(f"the text cannot go on as response_format asks: {constraint}")
+                request = requests[place]
+                if isinstance(request.constraint, Automaton) and request.constraint.error:
+                    raise ValueError(f"the text cannot go on as response_format asks: {request.constraint.error}")
                 piece = self._piece(place, output, streams[place], wants_scores=request.logprobs)
                 if piece.finish_reason:
                     going_on.remove(place)
@@ -161,7 +161,7 @@ class ServedModel:
         if reason:
             text += stream.end()
         scores = _token_scores(output, output.tokens)[:num_tokens] if wants_scores else []
-        return Piece(place, text, num_tokens, scores, "stop" if stream.stopped else reason)
+        return Piece(place, text, num_tokens, scores, reason)
 
     async def score(self, prompts: Sequence[np.ndarray], seconds: float) -> list[list[TokenScore]]:
         """Scores each token of texts given those before it; raises as `write`."""
@@ -180,14 +180,25 @@ class ServedModel:
         ]
 
     async def embed(self, texts: Sequence[str | Sequence[int]]) -> tuple[list[np.ndarray], int]:
-        """A vector for each text, and how many tokens they have; ids are taken as they are."""
+        """A vector for each text, and how many tokens they have; ids are taken as they are.
+
+        Raises:
+          Busy: too many wait.
+          ValueError: a text that does not fit.
+        """
 
         def run() -> tuple[list[np.ndarray], int]:
             encoded = [self.tokenizer.encode_with_specials(t) if isinstance(t, str) else _as_encoded(t) for t in texts]
             return embeddings(self._pipe, encoded), sum(len(row.ids) for row in encoded)
 
-        async with self._embedding:
-            return await asyncio.to_thread(run)
+        if self._num_embedding > self._max_waiting:
+            raise Busy
+        self._num_embedding += 1
+        try:
+            async with self._embedding:
+                return await asyncio.to_thread(run)
+        finally:
+            self._num_embedding -= 1
 
     def close(self) -> None:
         """Ends the model's thread."""
@@ -195,7 +206,7 @@ class ServedModel:
             self.worker.close()
 
 
-def _token_scores(scores: Output | Scores, tokens: np.ndarray) -> list[TokenScore]:
+def _token_scores(scores: Any, tokens: np.ndarray) -> list[TokenScore]:
     return [
         TokenScore(int(token), float(logprob), [(int(i), float(x)) for i, x in zip(ids, top, strict=True)])
         for token, logprob, ids, top in zip(tokens, scores.logprobs, scores.top_ids, scores.top_logprobs, strict=True)

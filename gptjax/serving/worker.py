@@ -12,7 +12,7 @@ import numpy as np
 
 from gptjax.generation import engine as engines
 from gptjax.generation import scoring
-from gptjax.generation.engine import Engine, Output, Request
+from gptjax.generation.engine import Engine, Request
 
 _TOKENS_AT_ONCE = 8  # so that a stream flows, and a text that nobody reads ends soon
 
@@ -107,9 +107,10 @@ class Worker:
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """Ends the thread, and all texts with it."""
+        """Ends the thread, and all texts with it; waits for no more than a step."""
         self._calls.put(None)
-        self._thread.join()
+        if self.ready.is_set():
+            self._thread.join()
 
     def _run(self) -> None:
         self.engine.warm_up()
