@@ -63,13 +63,12 @@ class Vocabulary:
         Raises:
           ValueError: the schema is wrong, or uses what is not supported.
         """
-        try:
-            written = json.dumps(schema)
-        except RecursionError as error:
-            raise ValueError("the JSON schema cannot be used: it is nested too deeply") from error
         # Without a limit on white space, a small model may write nothing else for ever.
         overrides: Any = {"whitespace_pattern": "[ \\n]?"}
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(written, overrides=overrides)
+        try:
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=overrides)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"the JSON schema cannot be used: {error}") from error
         return self._compile("JSON schema", grammar)
 
     def regex(self, pattern: str) -> Automaton:

@@ -15,8 +15,8 @@ import numpy as np
 import prometheus_client as prometheus
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -84,6 +84,19 @@ class _Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
+class _TopBody(_Body):
+    @model_validator(mode="before")
+    @classmethod
+    def _check_unicode(cls, given: Any) -> Any:
+        """JSON can spell halves of UTF-16 pairs, which are no text; nothing later expects them."""
+        try:
+            if isinstance(given, dict):
+                json.dumps(given, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{error.object[error.start]!r} is no character") from error
+        return given
+
+
 Ids = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=1 << 20, fail_fast=True)]
 Texts = (
     str
@@ -118,7 +131,7 @@ class ResponseFormat(_Body):
     regex: Annotated[str, Field(max_length=1 << 12)] | None = None
 
 
-class GenerationBody(_Body):
+class GenerationBody(_TopBody):
     """What completions and chat have in common; top_k, min_p, repetition_penalty, stop_token_ids, ignore_eos as in vLLM."""
 
     model: str
@@ -183,7 +196,7 @@ class ChatBody(GenerationBody):
     function_call: Any = None
 
 
-class EmbeddingBody(_Body):
+class EmbeddingBody(_TopBody):
     """Of /v1/embeddings."""
 
     model: str
@@ -192,7 +205,7 @@ class EmbeddingBody(_Body):
     user: str | None = None
 
 
-class TokenizeBody(_Body):
+class TokenizeBody(_TopBody):
     """Of /tokenize, as in vLLM; the first model if none is named."""
 
     model: str | None = None
@@ -200,7 +213,7 @@ class TokenizeBody(_Body):
     add_special_tokens: bool = True
 
 
-class DetokenizeBody(_Body):
+class DetokenizeBody(_TopBody):
     """Of /detokenize."""
 
     model: str | None = None
@@ -240,6 +253,7 @@ class Server:
 
 
 router = APIRouter()
+_STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}  # besides JSON
 
 
 def _server(request: Request) -> Server:
@@ -261,7 +275,7 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"status": "ready" if all_ready else "compiling"}, 200 if all_ready else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Counters for Prometheus."""
     return Response(prometheus.generate_latest(_server(request).registry), media_type=prometheus.CONTENT_TYPE_LATEST)
@@ -335,7 +349,7 @@ async def embeddings(body: EmbeddingBody, request: Request) -> Response:
     return JSONResponse({"object": "list", "model": model.name, "data": data, "usage": usage})
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=_STREAMS)
 async def completions(body: CompletionBody, request: Request) -> Response:
     """Continues texts."""
     model, texts = _server(request).model(body.model, generates=True), _texts(body.prompt)
@@ -403,7 +417,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     return await _answer(request, model, body, kind, prompts, pieces(), choice, merge)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=_STREAMS)
 async def chat_completions(body: ChatBody, request: Request) -> Response:
     """Answers in a conversation."""
     model = _server(request).model(body.model, generates=True)

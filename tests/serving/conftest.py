@@ -39,14 +39,18 @@ class Running(NamedTuple):
         return next(model for model in self.models if model.name == name)
 
 
-def make_model(name, family=GPT, *, num_slots=4, max_waiting=8, **fields):
+def make_loaded(family=GPT, **fields):
     tokenizer = build_tokenizer("byte", documents=lambda: iter([]), vocab_size=0, special_tokens=SPECIALS)
-    sizes = dict(vocab_size=tokenizer.vocab_size, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8)
-    sizes |= dict(embed_dim=16, mlp_dim=16)
-    model = family(TransformerConfig(**sizes, max_seq_len=CONTEXT, **fields))
-    params = jax.tree.map(np.asarray, init_params(model, jax.random.key(0)))
-    engine = Engine(model, params, num_slots=num_slots) if model.config.head == "language_model" else None
-    return ServedModel(name, Loaded(model, params, tokenizer), engine, max_waiting=max_waiting)
+    sizes = dict(vocab_size=tokenizer.vocab_size, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8)
+    model = family(TransformerConfig(**sizes, embed_dim=16, mlp_dim=16, max_seq_len=CONTEXT, **fields))
+    return Loaded(model, jax.tree.map(np.asarray, init_params(model, jax.random.key(0))), tokenizer)
+
+
+def make_model(name, family=GPT, *, num_slots=4, max_waiting=8, **fields):
+    loaded = make_loaded(family, **fields)
+    generates = loaded.model.config.head == "language_model"
+    engine = Engine(loaded.model, loaded.params, num_slots=num_slots) if generates else None
+    return ServedModel(name, loaded, engine, max_waiting=max_waiting)
 
 
 @contextlib.contextmanager
