@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     limits = Limits(arguments.max_body_bytes, arguments.max_texts, seconds=arguments.request_seconds)
     app = make_app(models, api_keys=keys, limits=limits)
     if arguments.ui:
-        page.mount(app, models, keys)
+        page.mount(app, models, keys, arguments.request_seconds)
     config = uvicorn.Config(
         app,
         log_level="warning",

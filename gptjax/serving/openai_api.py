@@ -650,7 +650,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, server: Server, api_keys: Sequence[str]) -> None:
         self._app, self._server = app, server
-        self._keys = [key.encode() for key in api_keys]
+        self._keys = api_keys
         self._held = 0  # bytes of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -701,10 +701,13 @@ class Guard:
 
     def _check_key(self, header: bytes) -> None:
         scheme, _, key = header.partition(b" ")
-        # Each is compared, and in full, so that the time it takes tells nothing.
-        matches = [hmac.compare_digest(key.strip(), known) for known in self._keys]
-        if self._keys and not (scheme.lower() == b"bearer" and any(matches)):
+        if self._keys and not (scheme.lower() == b"bearer" and is_known(key.strip(), self._keys)):
             raise APIError(401, "no valid API key: send 'Authorization: Bearer KEY'", "invalid_api_key")
+
+
+def is_known(key: bytes, api_keys: Sequence[str]) -> bool:
+    """Whether a key is one of `api_keys`; the time it takes tells nothing of how much of it is right."""
+    return sum(hmac.compare_digest(key, known.encode()) for known in api_keys) > 0
 
 
 def make_app(models: Sequence[ServedModel], *, api_keys: Sequence[str] = (), limits: Limits = Limits()) -> FastAPI:  # noqa: B008
