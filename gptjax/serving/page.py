@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from gptjax.generation.engine import Request
 from gptjax.generation.sampling import Sampling
+from gptjax.generation.text import TextStream
 from gptjax.serving.models import ServedModel
 from gptjax.serving.openai_api import is_known
 from gptjax.serving.worker import Busy
@@ -60,6 +61,7 @@ def mount(app: FastAPI, models: Sequence[ServedModel], api_keys: Sequence[str], 
         messages = [{"role": "system", "content": system}] if system.strip() else []
         messages += [{"role": turn["role"], "content": _text(turn["content"])} for turn in history]
         text, tokens = "", []
+        characters, logprob = TextStream(model.tokenizer.decode), 0.0  # a character may be several tokens
         try:
             prompt = model.encode_chat([*messages, {"role": "user", "content": message}])
             sampling = Sampling(temperature, int(top_k), top_p)
@@ -69,7 +71,11 @@ def mount(app: FastAPI, models: Sequence[ServedModel], api_keys: Sequence[str], 
             async with contextlib.aclosing(pieces):  # type: ignore[type-var]
                 async for piece in pieces:
                     text += piece.text
-                    tokens += [(model.spell(s.token)[0], _how_likely(s.logprob or 0.0)) for s in piece.scores]
+                    for score in piece.scores:
+                        logprob += score.logprob or 0.0
+                        if shown := characters.add(score.token):
+                            tokens.append((shown, _how_likely(logprob)))
+                            logprob = 0.0
                     yield text, tokens[-_MOST_SHOWN:]
         except Busy as error:
             raise gr.Error("Too many texts wait; try again later.") from error
