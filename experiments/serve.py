@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
         import uvicorn
 
         from gptjax.serving.models import ServedModel
-        from gptjax.serving.openai_api import Limits, make_app
+        from gptjax.serving.openai_api import make_app
+        from gptjax.serving.protocol import Limits
 
         if arguments.ui:
             from gptjax.serving import page

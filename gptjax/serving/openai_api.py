@@ -3,221 +3,41 @@
 import asyncio
 import base64
 import contextlib
-import hmac
 import json
 import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import prometheus_client as prometheus
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptjax.generation import engine
-from gptjax.generation.decoding import NUM_TOP
 from gptjax.generation.sampling import Sampling
+from gptjax.serving.guard import Guard
 from gptjax.serving.models import Piece, ServedModel, TokenScore
+from gptjax.serving.protocol import (
+    APIError,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    EmbeddingBody,
+    GenerationBody,
+    Limits,
+    ResponseFormat,
+    TokenizeBody,
+    api_error,
+)
 from gptjax.serving.worker import Busy, num_compiles
 
-_WITHOUT_KEY = ("/health", "/ready", "/ui")  # the page asks for a key itself
 _LEAST_LOGPROB = -9999.0  # JSON has no infinity
 _SEND_SECONDS = 30.0  # in which who reads a stream must take some of it
-
-
-class Limits(NamedTuple):
-    """What a request may cost.
-
-    Attributes:
-      max_body_bytes: of a request; bodies of all requests together may have 16 times as many.
-      max_texts: that a request may ask for, prompts times n.
-      read_seconds: in which its body must arrive.
-      seconds: in which it must be answered.
-    """
-
-    max_body_bytes: int = 4 << 20
-    max_texts: int = 128
-    read_seconds: float = 30.0
-    seconds: float = 600.0
-
-
-class APIError(Exception):
-    """What a client gets in OpenAI's form."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.param = status, code, param
-
-    def content(self) -> dict[str, Any]:
-        """The body of the answer."""
-        kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
-        kind = "server_error" if self.status >= 500 else kind
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
-
-    def response(self) -> JSONResponse:
-        """The answer."""
-        headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}.get(self.status)
-        return JSONResponse(self.content(), self.status, headers)
-
-
-def _api_error(error: Exception) -> APIError:
-    """What a client is told of an error."""
-    if isinstance(error, APIError):
-        return error
-    if isinstance(error, Busy):
-        return APIError(429, "the server is busy: too many texts wait; try again later", "rate_limit_exceeded")
-    if isinstance(error, TimeoutError):
-        return APIError(504, "the request took longer than the server allows", "timeout")
-    if isinstance(error, ValueError):
-        return APIError(400, str(error))
-    return APIError(500, "the server failed; its log says why", "internal_error")
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class _TopBody(_Body):
-    @model_validator(mode="before")
-    @classmethod
-    def _check_unicode(cls, given: Any) -> Any:
-        """JSON can spell halves of UTF-16 pairs, which are no text; nothing later expects them."""
-        try:
-            if isinstance(given, dict):
-                json.dumps(given, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{error.object[error.start]!r} is no character") from error
-        return given
-
-
-Ids = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=1 << 20, fail_fast=True)]
-Texts = (
-    str
-    | Ids
-    | Annotated[list[str], Field(min_length=1, max_length=1 << 12, fail_fast=True)]
-    | Annotated[list[Ids], Field(min_length=1, max_length=1 << 12, fail_fast=True)]
-)
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
-TokenName = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
-
-
-class StreamOptions(_Body):
-    """Of `stream_options`."""
-
-    include_usage: bool = False
-
-
-class JSONSchema(_Body):
-    """Of `response_format`."""
-
-    name: str = ""
-    description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(_Body):
-    """What the text must be; 'regex' is not OpenAI's."""
-
-    type: Literal["text", "json_object", "json_schema", "regex"]
-    json_schema: JSONSchema | None = None
-    regex: Annotated[str, Field(max_length=1 << 12)] | None = None
-
-
-class GenerationBody(_TopBody):
-    """What completions and chat have in common; top_k, min_p, repetition_penalty, stop_token_ids, ignore_eos as in vLLM."""
-
-    model: str
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    logit_bias: Annotated[dict[TokenName, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=300)] | None = (
-        None
-    )
-    n: Annotated[int, Field(ge=1, le=128)] = 1
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
-    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=4)] = []
-    ignore_eos: bool = False
-    response_format: ResponseFormat | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    user: str | None = None
-
-
-class CompletionBody(GenerationBody):
-    """Of /v1/completions."""
-
-    prompt: Texts
-    suffix: str | None = None
-    max_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = 16
-    logprobs: Annotated[int, Field(ge=0, le=NUM_TOP)] | None = None
-    echo: bool = False
-    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
-
-
-class TextPart(_Body):
-    """A part of a message; there are no others than text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(_Body):
-    """What somebody said."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=1 << 10, fail_fast=True)]
-    name: str | None = None
-
-
-class ChatBody(GenerationBody):
-    """Of /v1/chat/completions."""
-
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1 << 12, fail_fast=True)]
-    max_tokens: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
-    logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=NUM_TOP)] | None = None
-    tools: Any = None
-    tool_choice: Any = None
-    functions: Any = None
-    function_call: Any = None
-
-
-class EmbeddingBody(_TopBody):
-    """Of /v1/embeddings."""
-
-    model: str
-    input: Texts
-    encoding_format: Literal["float", "base64"] = "float"
-    user: str | None = None
-
-
-class TokenizeBody(_TopBody):
-    """Of /tokenize, as in vLLM; the first model if none is named."""
-
-    model: str | None = None
-    prompt: str
-    add_special_tokens: bool = True
-
-
-class DetokenizeBody(_TopBody):
-    """Of /detokenize."""
-
-    model: str | None = None
-    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=1 << 20, fail_fast=True)]
 
 
 class Server:
@@ -311,10 +131,13 @@ async def tokenizer_info(request: Request, model: str | None = None) -> Response
 
 @router.post("/tokenize")
 async def tokenize(body: TokenizeBody, request: Request) -> Response:
-    """The ids of a text; special tokens in it are text."""
+    """The ids of a text; special tokens in it are text, unless one is all of it, by which lm-eval asks for its id."""
     model = _server(request).model(body.model)
-    encode = model.encode if body.add_special_tokens and body.prompt else model.tokenizer.encode
-    ids = (await asyncio.to_thread(encode, body.prompt)).tolist()
+    if (special := model.tokenizer.special_ids.get(body.prompt)) is not None:
+        ids = [special]
+    else:
+        encode = model.encode if body.add_special_tokens and body.prompt else model.tokenizer.encode
+        ids = (await asyncio.to_thread(encode, body.prompt)).tolist()
     return JSONResponse({"count": len(ids), "max_model_len": model.max_len, "tokens": ids})
 
 
@@ -528,7 +351,7 @@ async def _answer(
                     if piece.text or piece.finish_reason or piece.scores:
                         yield event([choice(piece)])
             except Exception as error:
-                yield {"data": json.dumps(_api_error(error).content())}
+                yield {"data": json.dumps(api_error(error).content())}
                 return
         if wants_usage:
             yield event([], final=True)
@@ -639,77 +462,6 @@ async def _iterate(pieces: Sequence[Piece]) -> AsyncIterator[Piece]:
         yield piece
 
 
-class Guard:
-    """Checks keys, bounds bodies and the time they take, and counts, before anything else sees a request.
-
-    Args:
-      app: what it guards.
-      server: of the app.
-      api_keys: of which a request must bring one; none are asked for if there are none.
-    """
-
-    def __init__(self, app: ASGIApp, server: Server, api_keys: Sequence[str]) -> None:
-        self._app, self._server = app, server
-        self._keys = api_keys
-        self._held = 0  # bytes of bodies
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves a connection."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                path = getattr(scope.get("route"), "path", "other")
-                self._server.requests.labels(path, message["status"]).inc()
-            await send(message)
-
-        limits, body = self._server.limits, bytearray()
-        try:
-            if not scope["path"].startswith(_WITHOUT_KEY):
-                self._check_key(dict(scope["headers"]).get(b"authorization", b""))
-            if scope["path"].endswith("/upload"):
-                raise APIError(404, "this server takes no files")
-            async with asyncio.timeout(limits.read_seconds):
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    body += message.get("body", b"")
-                    self._held += len(message.get("body", b""))
-                    more = message.get("more_body", False)
-                    if len(body) > limits.max_body_bytes:
-                        raise APIError(
-                            413, f"the body is larger than {limits.max_body_bytes} bytes", "request_too_large"
-                        )
-                    if self._held > 16 * limits.max_body_bytes:
-                        raise Busy
-            messages = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
-
-            async def replay() -> Message:
-                return next(messages, None) or await receive()
-
-            return await self._app(scope, replay, counted)
-        except TimeoutError:
-            error = APIError(408, f"the body did not arrive within {limits.read_seconds:g} seconds", "timeout")
-            return await error.response()(scope, receive, counted)
-        except (APIError, Busy) as error:
-            return await _api_error(error).response()(scope, receive, counted)
-        finally:
-            self._held -= len(body)
-
-    def _check_key(self, header: bytes) -> None:
-        scheme, _, key = header.partition(b" ")
-        if self._keys and not (scheme.lower() == b"bearer" and is_known(key.strip(), self._keys)):
-            raise APIError(401, "no valid API key: send 'Authorization: Bearer KEY'", "invalid_api_key")
-
-
-def is_known(key: bytes, api_keys: Sequence[str]) -> bool:
-    """Whether a key is one of `api_keys`; the time it takes tells nothing of how much of it is right."""
-    return sum(hmac.compare_digest(key, known.encode()) for known in api_keys) > 0
-
-
 def make_app(models: Sequence[ServedModel], *, api_keys: Sequence[str] = (), limits: Limits = Limits()) -> FastAPI:  # noqa: B008
     """An app that serves models, by whose names requests call them; closes them at its end."""
     # Streams that run when the server is told to stop go on to their end, as long as it waits.
@@ -750,7 +502,7 @@ def make_app(models: Sequence[ServedModel], *, api_keys: Sequence[str] = (), lim
 
         @app.exception_handler(kind)
         async def _(request: Request, error: Exception) -> Response:
-            return _api_error(error).response()
+            return api_error(error).response()
 
-    app.add_middleware(Guard, server=server, api_keys=api_keys)
+    app.add_middleware(Guard, limits=limits, requests=server.requests, api_keys=api_keys)
     return app

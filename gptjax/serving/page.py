@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from gptjax.generation.engine import Request
 from gptjax.generation.sampling import Sampling
 from gptjax.generation.text import TextStream
+from gptjax.serving.guard import is_known
 from gptjax.serving.models import ServedModel
-from gptjax.serving.openai_api import is_known
 from gptjax.serving.worker import Busy
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -92,7 +92,9 @@ def mount(app: FastAPI, models: Sequence[ServedModel], api_keys: Sequence[str], 
                 top_k = gr.Slider(0, 200, 50, step=1, label="Top-k", info="0: all")
                 max_tokens = gr.Slider(1, 2048, 256, step=1, label="Most tokens")
                 seed = gr.Number(-1, label="Seed", info="-1: another each time", precision=0)
-            likely = gr.HighlightedText(label="How likely each token was", color_map=_COLORS, show_legend=True, elem_id="likely")
+            likely = gr.HighlightedText(
+                label="How likely each token was", color_map=_COLORS, show_legend=True, elem_id="likely"
+            )
         gr.ChatInterface(
             answer,
             chatbot=gr.Chatbot(

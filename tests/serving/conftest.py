@@ -18,7 +18,8 @@ from gptjax.loading import Loaded
 from gptjax.models import BERT, GPT, EncoderDecoder, init_params
 from gptjax.models.config import TransformerConfig
 from gptjax.serving.models import ServedModel
-from gptjax.serving.openai_api import Limits, make_app
+from gptjax.serving.openai_api import make_app
+from gptjax.serving.protocol import Limits
 
 KEY = "sk-secret"
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]

@@ -145,6 +145,7 @@ def test_tokenizing(server):
         tokens = client.post("/tokenize", json={"prompt": "Grüße <|im_end|>"}).json()
         assert tokens["tokens"] == [*"Grüße <|im_end|>".encode()] and tokens["max_model_len"] == CONTEXT
         assert client.post("/detokenize", json={"tokens": tokens["tokens"]}).json() == {"prompt": "Grüße <|im_end|>"}
+        assert client.post("/tokenize", json={"prompt": "<|endoftext|>"}).json()["tokens"] == [256]
         info = client.get("/tokenizer_info").json()
         assert info["eos_token"] == "<|endoftext|>" and "im_start" in (info["chat_template"] or "im_start")
 
