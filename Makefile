@@ -10,7 +10,7 @@ PART ?= all
 help:
 	@echo "make train     train a small GPT on the Python standard library, evaluate it, sample from it"
 	@echo "make test      lint, types, and the test suite"
-	@echo "make verify    the long checks: PART=crash|start|quality|learn|invariance|batches|faults|plan|all"
+	@echo "make verify    the long checks: PART=crash|start|quality|learn|invariance|batches|faults|serve|plan|all"
 	@echo "make setup     the virtual environment .venv alone"
 	@echo "make referee   .venv-referee with torch and transformers, for golden files and benchmarks"
 
@@ -32,6 +32,11 @@ test: .venv/ready
 	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 verify: .venv/ready
+ifneq (,$(filter serve all,$(PART)))
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[verify]'
+	@command -v chromium >/dev/null || apt-get install -y --no-install-recommends chromium fonts-noto-cjk || \
+	  echo "warning: chromium is missing, so the page is not tested; install it"
+endif
 	.venv/bin/python -m tests.verify --part $(PART)
 
 referee: .venv-referee/ready

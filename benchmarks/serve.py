@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--clients", default="8,64", help="how many at once, one after the other")
     parser.add_argument("--seconds", type=float, default=60.0, help="of load, for each")
+    parser.add_argument("--systems", default="ours,one_slot", help="which of ours")
     parser.add_argument("--num_slots", type=int, default=16, help="of our engine")
     parser.add_argument("--weights", default="float32", help="of our engine")
     parser.add_argument("--llama_cpp", metavar="PYTHON", help="a Python with llama-cpp-python[server]")
@@ -57,7 +58,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"warning: the machine is busy (load {os.getloadavg()[0]:.2f})", file=sys.stderr)
     ours = [sys.executable, "-m", "experiments.serve", "--model", f"it={arguments.model}", "--cache_len", str(CONTEXT)]
     ours += ["--weights", arguments.weights, "--num_slots"]
-    systems = {"ours": [*ours, str(arguments.num_slots)], "ours, one slot": [*ours, "1"]}
+    slots = {"ours": str(arguments.num_slots), "one_slot": "1"}
+    if not slots.keys() >= set(arguments.systems.split(",")):
+        parser.error(f"--systems {arguments.systems} must be some of {', '.join(slots)}")
+    systems = {system: [*ours, slots[system]] for system in arguments.systems.split(",")}
     if arguments.llama_cpp:
         llama = ["-m", "llama_cpp.server", "--model", arguments.model, "--model_alias", "it", "--n_ctx", str(CONTEXT)]
         systems["llama.cpp"] = [arguments.llama_cpp, *llama, "--n_threads", "2"]

@@ -6,6 +6,7 @@ SIGTERM ends the server when what runs is done, or after --drain_seconds; the ex
 """
 
 import pathlib
+import resource
 import signal
 import socket
 from collections.abc import Sequence
@@ -101,6 +102,8 @@ def main(argv: Sequence[str]) -> int:
         server_header=False,
         timeout_graceful_shutdown=arguments.drain_seconds,
     )
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a connection is a file
     # uvicorn raises the signal again once it is done, which would be the process's end.
     signal.signal(signal.SIGTERM, lambda *_: None)
     host, port = listener.getsockname()[:2]

@@ -7,6 +7,7 @@ learn    a GPT, a BERT and an encoder-decoder, each within 3 minutes on 2 cores
 invariance  a step is the same on every mesh of 4 and 8 devices, cut and compiled in every way; a run, over any processes
 batches  greedy texts do not depend on the batch; on the model file named by $SMOLLM2
 faults   runs hit by SIGKILL, SIGTERM, SIGSTOP, full disks, damaged files, for ten minutes
+serve    the server's suite with many drawn requests and the page in Chromium; with $SMOLLM2 also 10 minutes of load
 plan     what `experiments.plan` compiles for slices that are not here, beside MaxText's; needs the extra `plan`
 """
 
@@ -286,12 +287,41 @@ def faults(folder: pathlib.Path) -> Rows:
     return [(name, f"{survived[name]} of {n} survived", survived[name] == n) for name, n in tried.items()]
 
 
+def serve(folder: pathlib.Path) -> Rows:
+    """The suite of tests/serving in its long form, and memory, losses and compilations under load."""
+    environment = runs.environment(SCHEMATHESIS_EXAMPLES="150")
+    suite = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rs", "tests/serving"], env=environment, cwd=runs.ROOT,
+                           stdout=subprocess.PIPE, text=True)  # fmt: skip
+    rows: Rows = [
+        ("tests/serving, 150 drawn requests an operation", suite.stdout.splitlines()[-1], not suite.returncode)
+    ]
+    model = os.environ.get("SMOLLM2")
+    if model is None:
+        return [*rows, ("load", "skipped: name the model file in $SMOLLM2", True)]
+    report = folder / "serve.json"
+    load = ["--systems", "ours", "--clients", "8,64", "--seconds", "300", "--json", str(report)]
+    done = runs.run([sys.executable, "-m", "benchmarks.serve", "--model", model, *load])
+    found = json.loads(report.read_text())["metrics"]
+    for number in ("8 clients", "64 clients"):
+        ours = {
+            name: found[f"ours/{number}/{name}"]
+            for name in ("answers", "lost", "resident_gib_half", "resident_gib_end")
+        }
+        growth = ours["resident_gib_end"] / ours["resident_gib_half"] - 1
+        figure = (
+            f"{ours['answers']:.0f} answers, {ours['lost']:.0f} lost; memory grows by {growth:.1%} in the second half"
+        )
+        rows.append((number, figure, not ours["lost"] and growth <= 0.05))
+    return [*rows, ("programs compiled under load", f"{found['ours/compiled']:.0f}", not done.returncode)]
+
+
 PARTS: dict[str, Callable[[pathlib.Path], Rows]] = {
     "crash": crash,
     "start": start,
     "quality": quality,
     "learn": learn,
     "invariance": invariance,
+    "serve": serve,
     "plan": plan,
     "batches": batches,
     "faults": faults,
