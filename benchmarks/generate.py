@@ -2,7 +2,8 @@
 
 GPT-2 124M with random weights, greedy, two threads for everybody: the seconds from the call to the first token of a prompt
 of 512 (prefill), and tokens a second after that, at several batch sizes and contexts: a call for 33 tokens less a call for
-one, over 32. Each system is a process of its own that waits while another is timed; rounds are interleaved; medians.
+one, over 32; an untimed call comes before. Each system is
+a process of its own that waits while another is timed; rounds are interleaved; medians.
 PyTorch runs with the malloc settings that help it most. Needs `make referee`.
 
 The bandwidth is what a matrix-vector product of 1 GB reads a second; `of it` is the share that decoding at batch 1 reaches,
@@ -69,7 +70,8 @@ def measure(systems: Sequence[str], rounds: int) -> dict[str, float]:
             seconds: dict[str, list[tuple[float, float]]] = {system: [] for system in systems}
             for _ in range(1 + rounds):
                 for system, worker in workers.items():
-                    one, all_of_them = (ask(worker, batch, context, new) for new in (1, 1 + NEW))
+                    # The first call after a pause is slower, and left out.
+                    _, one, all_of_them = (ask(worker, batch, context, new) for new in (1, 1, 1 + NEW))
                     seconds[system].append((one, all_of_them - one))
             rows: dict[str, dict[str, float]] = {
                 f"decode, batch {batch}, after {context}": {},
