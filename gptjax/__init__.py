@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 from gptjax import platform
 
 if TYPE_CHECKING:
+    from gptjax.analysis.runs import read_runs
     from gptjax.loading import load
     from gptjax.pipelines import pipeline
 
-__all__ = ["load", "pipeline"]
+__all__ = ["load", "pipeline", "read_runs"]
 
 platform.configure()
 
@@ -23,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from gptjax.pipelines import pipeline
 
         return pipeline
+    if name == "read_runs":
+        from gptjax.analysis.runs import read_runs
+
+        return read_runs
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

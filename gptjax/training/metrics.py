@@ -1,11 +1,13 @@
 """Logged metrics: one JSON line a step in `metrics.jsonl`, and TensorBoard events of the same numbers."""
 
-import contextlib
 import json
 import math
 import os
 import pathlib
+import sys
 from typing import Any
+
+import orjson
 
 
 class MetricsWriter:
@@ -54,12 +56,20 @@ class MetricsWriter:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, in order; a torn last line is left out, a missing file has none."""
+    """The lines of a `metrics.jsonl`, in order; a missing file has none.
+
+    A torn last line is left out; one that is no JSON with a step, before it, is named on stderr and left out.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
-    parsed = [json.loads(line) for line in lines[:-1]]
-    if lines:
-        with contextlib.suppress(json.JSONDecodeError):  # the writer was killed inside it
-            parsed.append(json.loads(lines[-1]))
+    parsed = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            values = orjson.loads(line)
+            int(values["step"])
+            parsed.append(values)
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):  # else the writer was killed inside it, or is at it
+                print(f"warning: {path}, line {number} is not a line of metrics, and is left out", file=sys.stderr)
     return parsed
