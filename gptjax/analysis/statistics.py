@@ -66,7 +66,7 @@ def compare(
     better = (interval.mean < 0) == lower_is_better
     n, spread = len(differences), differences.std(ddof=1) if len(differences) > 1 else np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.divide(interval.mean, spread / n**0.5)
+        t = np.divide(interval.mean * n**0.5, spread)
     return Comparison(
         difference=interval,
         p_value=2 * stats.t.sf(abs(t), n - 1),
