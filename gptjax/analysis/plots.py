@@ -1,9 +1,13 @@
 """Pictures of logged metrics and of scores."""
 
+import base64
+import io
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 
 def plot_losses(lines: list[dict[str, Any]], path: pathlib.Path) -> None:
@@ -49,6 +53,87 @@ def plot_reliability(confidences: np.ndarray, hits: np.ndarray, path: pathlib.Pa
     axes.set(xlabel="probability of the label", ylabel="share", xlim=(0, 1), ylim=(0, 1))
     axes.legend()
     _write(figure, path)
+
+
+def curves(panels: Mapping[str, Mapping[str, np.ndarray]], name: str) -> str:
+    """Draws lines with bands.
+
+    Args:
+      panels: for each x axis, (x, mean, low, high) [4, N] of each group.
+      name: of the y axis.
+
+    Returns:
+      An SVG in base64.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // max(1, columns))
+    figure = Figure(figsize=(5.2 * columns, 3.2 * rows + 0.4), layout="constrained")
+    groups = list(dict.fromkeys(group for panel in panels.values() for group in panel))
+    colors = dict(zip(groups, _colors(len(groups)), strict=True))
+    for axes, (label, panel) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
+        for group, (x, mean, low, high) in panel.items():
+            axes.plot(x, mean, color=colors[group], label=group, linewidth=1.5)
+            axes.fill_between(x, low, high, color=colors[group], alpha=0.15, linewidth=0)
+        # The first twentieth is so much higher that the rest would be a flat line.
+        settled = np.concatenate([values[1:, len(values[0]) // 20 :].ravel() for values in panel.values()])
+        low, high = np.nanquantile(settled, [0, 0.99])
+        axes.set(xlabel=label, ylabel=name, ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low) + 1e-9))
+        _quiet(axes)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles[:12], labels[:12], loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return _svg(figure)
+
+
+def heat_map(values: pd.DataFrame, name: str, *, lower_is_better: bool) -> str:
+    """Draws a table of numbers, its best cell framed; returns an SVG in base64."""
+    from matplotlib.figure import Figure
+
+    cells = values.to_numpy(float)
+    down, across = cells.shape
+    figure = Figure(figsize=(min(10, 2.6 + 1.1 * across), 1.2 + 0.5 * down), layout="constrained")
+    axes = figure.subplots()
+    # Colours end at the median of the worse half, or one run far off would make the rest look the same.
+    order = np.sort(cells[np.isfinite(cells)])
+    order = order if lower_is_better else order[::-1]
+    ends = sorted((order[0], order[(3 * len(order)) // 4]))
+    image = axes.imshow(
+        cells, aspect="auto", cmap="YlGnBu_r" if lower_is_better else "YlGnBu", vmin=ends[0], vmax=ends[1]
+    )
+    best = np.unravel_index(np.nanargmin(cells if lower_is_better else -cells), cells.shape)
+    for (i, j), value in np.ndenumerate(cells):
+        color = "white" if np.mean(image.to_rgba(value)[:3]) < 0.5 else "black"
+        text = f"{value:.4g}" if np.isfinite(value) else "–"
+        axes.text(j, i, text, ha="center", va="center", color=color, weight="bold" if (i, j) == best else None)
+    axes.set_xticks(range(across), [str(x) for x in values.columns])
+    axes.set_yticks(range(down), [str(x) for x in values.index])
+    axes.set(xlabel=values.columns.name, ylabel=values.index.name)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.colorbar(image, label=name, extend="max" if lower_is_better else "min").outline.set_visible(False)
+    return _svg(figure)
+
+
+def _colors(count: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    return (
+        [colormaps["tab10"](i) for i in range(count)]
+        if count <= 10
+        else list(colormaps["viridis"](np.linspace(0, 0.95, count)))
+    )
+
+
+def _quiet(axes: Any) -> None:
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _write(figure: Any, path: pathlib.Path) -> None:

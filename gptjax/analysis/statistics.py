@@ -37,7 +37,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
     """The mean of `values` [N] and its interval by Student's t."""
     x = np.asarray(values, float)
     if len(x) < 2:
-        return Interval(x.mean() if len(x) else np.nan, -np.inf, np.inf)
+        return Interval(x[0], -np.inf, np.inf) if len(x) else Interval(np.nan, np.nan, np.nan)
     half = stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
     return Interval(x.mean(), x.mean() - half, x.mean() + half)
 

@@ -1,6 +1,5 @@
 """Runs read back: what was written is what is read, while it is written too, and whatever else lies in the files."""
 
-import json
 import os
 import time
 
@@ -9,24 +8,7 @@ import pytest
 
 import gptjax
 from gptjax.training.metrics import MetricsWriter
-
-
-def write_run(folder, losses, config=None, done=True, steps=None):
-    """A workdir as training leaves it, without its model."""
-    folder.mkdir(parents=True)
-    (folder / "environment.json").write_text("{}")
-    config = config or {"seed": 0}
-    (folder / "config.json").write_text(
-        json.dumps(config | {"train": config.get("train", {}) | {"num_train_steps": len(losses)}})
-    )
-    lines = [
-        {"step": step, "train/loss": loss, "train/tokens": 100 * step, "time/seconds": 0.1 * step}
-        for step, loss in enumerate(losses, 1)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    if done:
-        (folder / "loss.png").touch()
-    return folder
+from tests.analysis.sweeps import write_run
 
 
 def test_what_the_writer_wrote_is_read(tmp_path):
