@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gptjax.analysis.scaling import ScalingLaw
+
 
 def plot_losses(lines: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Draws training and validation loss against steps into a PNG.
@@ -68,11 +70,12 @@ def curves(panels: Mapping[str, Mapping[str, np.ndarray]], name: str) -> str:
     from matplotlib.figure import Figure
 
     columns = min(2, len(panels))
-    rows = -(-len(panels) // max(1, columns))
+    rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.2 * rows + 0.4), layout="constrained")
     groups = list(dict.fromkeys(group for panel in panels.values() for group in panel))
     colors = dict(zip(groups, _colors(len(groups)), strict=True))
-    for axes, (label, panel) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
+    for place, (label, panel) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(rows, columns, place)
         for group, (x, mean, low, high) in panel.items():
             axes.plot(x, mean, color=colors[group], label=group, linewidth=1.5)
             axes.fill_between(x, low, high, color=colors[group], alpha=0.15, linewidth=0)
@@ -112,6 +115,37 @@ def heat_map(values: pd.DataFrame, name: str, *, lower_is_better: bool) -> str:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     figure.colorbar(image, label=name, extend="max" if lower_is_better else "min").outline.set_visible(False)
+    return _svg(figure)
+
+
+def iso_flops(law: ScalingLaw, points: pd.DataFrame, name: str) -> str:
+    """Draws a scaling law's loss against parameters for equal FLOPs, its optima, and the runs; returns an SVG in base64.
+
+    Args:
+      law: fitted to `points`.
+      points: N, D, flops and loss of runs.
+      name: of the loss.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    norm, colors = LogNorm(points["flops"].min(), 1.01 * points["flops"].max(), clip=True), colormaps["viridis"]
+    N = np.geomspace(points["N"].min() / 2, points["N"].max() * 2, 200)
+    budgets = np.unique(np.round(np.log10(points["flops"]), 1))
+    for flops in 10 ** (budgets if len(budgets) <= 6 else np.linspace(budgets[0], budgets[-1], 5)):
+        axes.plot(N, law.loss(N, flops / 6 / N), color=colors(norm(flops)), label=f"{flops:.1e} FLOPs")
+        best = law.optimal(flops)
+        if N[0] < best[0] < N[-1]:
+            axes.plot(best[0], law.loss(*best), "*", color=colors(norm(flops)), markersize=12)
+    axes.scatter(points["N"], points["loss"], c=points["flops"], norm=norm, cmap=colors, edgecolors="white", zorder=3)
+    margin = 0.1 * np.ptp(points["loss"])
+    axes.set(xscale="log", xlabel="parameters N", ylabel=name)
+    axes.set_ylim(points["loss"].min() - margin, points["loss"].max() + margin)
+    axes.legend(frameon=False, fontsize=9)
+    _quiet(axes)
     return _svg(figure)
 
 

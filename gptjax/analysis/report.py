@@ -158,7 +158,8 @@ def _curves(runs: Runs, summary: Summary) -> list[tuple[str, str]]:
         title = (
             f"{name}{', smoothed' if name == 'train/loss' else ''}: mean over seeds, and from the lowest to the highest"
         )
-        pictures.append((title, plots.curves(panels, name)))
+        if panels:
+            pictures.append((title, plots.curves(panels, name)))
     return pictures
 
 

@@ -65,7 +65,7 @@ def read_runs(*paths: str | os.PathLike[str]) -> Runs:
 def find_runs(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     """The folders of runs that `path`, a folder or a glob, names or holds."""
     found = []
-    for top in glob.glob(os.fspath(path), recursive=True):
+    for top in [os.fspath(path)] if os.path.isdir(path) else glob.glob(os.fspath(path), recursive=True):
         for folder, below, files in os.walk(top):
             if "metrics.jsonl" in files or "environment.json" in files:
                 found.append(pathlib.Path(folder))

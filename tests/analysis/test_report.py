@@ -2,6 +2,7 @@
 
 import html.parser
 import shlex
+import threading
 
 import numpy as np
 import pytest
@@ -110,3 +111,28 @@ def test_one_run_and_runs_without_configs(sweep, tmp_path, capsys):
 def test_bad_input(sweep, capsys, arguments, words):
     code, _, err = call(capsys, sweep, *arguments)
     assert code == 2 and words in err and len(err.splitlines()) == 1
+
+
+def test_watching_ends_with_the_runs(tmp_path, capsys):
+    folder = write_run(tmp_path / "run [1]", (4 - np.arange(40) / 20).tolist(), done=False)
+    content = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(content[: len(content) // 2])
+
+    def finish():
+        (folder / "metrics.jsonl").write_text(content)
+        (folder / "loss.png").touch()
+
+    timer = threading.Timer(0.5, finish)
+    timer.start()
+    code, out, err = call(capsys, folder, "--watch")
+    timer.join()
+    assert code == 0 and not err and "finished" in out and "40 of 40" in out and "0.0 min" in out and "run [1]" in out
+
+
+def test_progress_of_a_run_that_goes_on(tmp_path):
+    folder = write_run(
+        tmp_path / "run", (4 - np.arange(40) / 20).tolist(), {"train": {"num_train_steps": 100}}, done=False
+    )
+    (row,) = report.progress(gptjax.read_runs(folder)).to_dict("records")
+    assert row["status"] == "running" and row["step"] == "40 of 100" and row["left"] == "0.1 min"  # 60 steps of 0.1 s
+    assert row["train/loss"] == row["eval/loss"] == "2.05" and row[""][0] == "█" and row[""][-1] == "▁"
