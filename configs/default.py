@@ -60,6 +60,8 @@ def get_config() -> ConfigDict:
     config.model.head = "language_model"  # masked_lm, {sequence,token}_classification, span, embedding, none
     config.model.num_labels = 2  # of a classification head; 1: regression
     config.model.pooling = "first"  # what speaks for a text in sequence_classification and embedding: first, last, mean
+    config.model.mup = False  # maximal update parametrisation: what is best for a narrow model is best for a wide one
+    config.model.mup_base_dim = 256  # mup: the embed_dim at which it is like the standard one
     config.model.dtype = "float32"  # of the computation: float32, bfloat16; parameters are always float32
     config.model.scan_layers = False  # compile one block and scan over layers: compiles faster, runs slower on CPU
     config.model.remat = "none"  # what the backward pass computes again: none, dots (all but matrix products), full

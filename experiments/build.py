@@ -91,6 +91,8 @@ def check(config: ConfigDict) -> None:
             f"config.train.batch_size={config.train.batch_size} is not divisible by "
             f"config.train.accumulation_steps={config.train.accumulation_steps}"
         )
+    if config.model.mup and config.optimizer.name != "adamw":
+        raise UserError(f"config.model.mup is for config.optimizer.name='adamw', not {config.optimizer.name!r}")
     profile_steps(config)
     _check_regexes(config)
     if not config.init.model:  # else its fields are not known yet

@@ -43,6 +43,7 @@ CONDITIONAL: dict[str, Callable[[TransformerConfig], bool]] = {
     "experts_per_token": lambda c: c.num_experts > 0,
     "balance_loss": lambda c: c.num_experts > 0,
     "router_z_loss": lambda c: c.num_experts > 0,
+    "mup_base_dim": lambda c: c.mup,
     "qkv_bias": lambda c: not c.use_bias,
     "num_labels": lambda c: c.head in ("sequence_classification", "token_classification"),
     "pooling": lambda c: c.head == "embedding",

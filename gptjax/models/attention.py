@@ -81,7 +81,8 @@ class Attention(nn.Module):
 
         def project(name: str, y: Array, num_heads: int) -> Array:
             shape = (num_heads, c.head_dim)
-            return Einsum((c.embed_dim, *shape), shape if with_bias else None, name=name)("btd,dhk->bthk", y)
+            bias_shape = shape if with_bias else None
+            return Einsum((c.embed_dim, *shape), bias_shape, c.hidden_std, name=name)("btd,dhk->bthk", y)
 
         query = project("query", x, c.num_heads)
         if c.qk_norm:
@@ -120,7 +121,7 @@ class Attention(nn.Module):
             value.astype(x.dtype),
             mask,
             implementation=c.attention if cache is None else "plain",
-            scale=c.attention_scale or c.head_dim**-0.5,
+            scale=c.query_scale,
             bias=None if self.cross else inputs.bias,
             softcap=c.attention_softcap,
             sinks=sinks,

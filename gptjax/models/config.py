@@ -20,7 +20,7 @@ HEADS = (
 )
 AT_LEAST_ONE = (
     *("vocab_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
-    *("embed_dim", "mlp_dim", "max_seq_len", "num_labels"),
+    *("embed_dim", "mlp_dim", "max_seq_len", "num_labels", "mup_base_dim"),
 )
 AT_LEAST_ZERO = ("num_encoder_layers", "window", "num_experts", "token_types", "attention_softcap", "logit_softcap")
 # Each field that names one of a few things, and their names.
@@ -76,6 +76,10 @@ class TransformerConfig:
       head: what the model gives, see `heads`.
       num_labels: of a classification head; 1 is regression.
       pooling: which token, or the mean, speaks for a text in 'sequence_classification' and 'embedding'.
+      mup: maximal update parametrisation, in which what is best for a narrow model is best for a wide one (Yang et al.,
+        2022, arXiv:2203.03466, table 8): the wider, the smaller hidden kernels start and the less AdamW moves them; logits
+        are divided by the width, and scores by head_dim. Widths (embed_dim, mlp_dim, num_heads x head_dim) grow together.
+      mup_base_dim: the embed_dim at which it is like the standard parametrisation.
       dtype: 'float32' or 'bfloat16', of the computation; parameters are always float32.
       scan_layers: compile one block and scan, or compile all of them; the values are the same.
       remat: 'none', 'dots' (keep matrix products of weights) or 'full' (keep block inputs only).
@@ -135,6 +139,8 @@ class TransformerConfig:
     head: str = "language_model"
     num_labels: int = 2
     pooling: str = "first"
+    mup: bool = False
+    mup_base_dim: int = 256
     dtype: str = "float32"
     scan_layers: bool = False
     remat: str = "none"
@@ -175,6 +181,13 @@ class TransformerConfig:
             raise ValueError(
                 f"model.experts_per_token {self.experts_per_token} must be from 1 to model.num_experts {self.num_experts}"
             )
+        if self.mup and (
+            self.scale_logits or not self.embed_scale or self.num_experts or self.head != "language_model"
+        ):
+            raise ValueError(
+                "model.mup is for model.head 'language_model' without experts, scale_logits or an embed_scale of 0, "
+                "whose scales depend on the width in other ways"
+            )
         if self.attention != "auto":
             missing = IMPLEMENTATIONS[self.attention].missing(self.attention_needs)
             if missing:
@@ -211,6 +224,21 @@ class TransformerConfig:
         )
 
     @property
+    def width(self) -> float:
+        """How many times wider than muP's base; 1 without muP."""
+        return self.embed_dim / self.mup_base_dim if self.mup else 1.0
+
+    @property
+    def query_scale(self) -> float:
+        """What multiplies query times key; muP's 8 / head_dim is 1 / sqrt(head_dim) for the usual 64."""
+        return self.attention_scale or (8 / self.head_dim if self.mup else self.head_dim**-0.5)
+
+    @property
+    def hidden_std(self) -> float:
+        """Initial deviation of kernels between hidden layers."""
+        return INIT_STD / self.width**0.5
+
+    @property
     def residual_std(self) -> float:
         """Initial deviation of what writes to the residual stream (Radford et al., 2019, section 2.3)."""
-        return 0.0 if self.residual_init == "zero" else INIT_STD / (2 * self.num_layers) ** 0.5
+        return 0.0 if self.residual_init == "zero" else self.hidden_std / (2 * self.num_layers) ** 0.5

@@ -64,6 +64,8 @@ class Head(nn.Module):
             x = make_norm(c, "transform_norm")((ACTIVATIONS | GATED_ACTIVATIONS)[c.activation](x))
         if c.scale_logits:
             x = x * c.embed_dim**-0.5
+        if c.mup:
+            x = x / c.width
         if c.tie_embeddings:
             logits = token_embedding.attend(x)
         else:

@@ -1,6 +1,7 @@
 """Projections, embeddings, norms and dropout: the parts that hold parameters, as Flax modules."""
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +51,9 @@ class Einsum(nn.Module):
     @nn.compact
     def __call__(self, equation: str, x: Array) -> Array:
         if self.is_initializing():
-            self.param("kernel", nn.initializers.normal(self.std), self.shape)
+            # Drawn as a matrix: the same numbers, which XLA:CPU compiles up to ten times faster than a short last axis.
+            matrix = (self.shape[0], math.prod(self.shape[1:]))
+            self.param("kernel", lambda key: nn.initializers.normal(self.std)(key, matrix).reshape(self.shape))
         # Not what self.param returns, for generation may have put a narrow kernel in its place.
         y = product(equation, x, self.get_variable("params", "kernel"))
         if self.has_variable("params", "lora_a"):

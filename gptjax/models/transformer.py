@@ -38,9 +38,10 @@ class MLP(nn.Module):
     def __call__(self, x: Array) -> Array:
         c = self.config
         shape, bias_shape = (c.embed_dim, c.mlp_dim), (c.mlp_dim,) if c.use_bias else None
-        hidden = Einsum(shape, bias_shape, name="up")("btd,df->btf", x)
+        hidden = Einsum(shape, bias_shape, c.hidden_std, name="up")("btd,df->btf", x)
         if c.activation in GATED_ACTIVATIONS:
-            hidden *= GATED_ACTIVATIONS[c.activation](Einsum(shape, bias_shape, name="gate")("btd,df->btf", x))
+            gate = Einsum(shape, bias_shape, c.hidden_std, name="gate")("btd,df->btf", x)
+            hidden *= GATED_ACTIVATIONS[c.activation](gate)
         else:
             hidden = ACTIVATIONS[c.activation](hidden)
         down = Einsum((c.mlp_dim, c.embed_dim), (c.embed_dim,) if c.use_bias else None, c.residual_std, name="down")

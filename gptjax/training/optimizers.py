@@ -106,7 +106,7 @@ def _scale_to_rms(update: Array, axes: optax.contrib.MuonDimensionNumbers) -> Ar
 
 
 def make_optimizer(
-    name: str, rate: Array | float, hyper: Hyperparameters, decayed: str = DECAYED
+    name: str, rate: Array | float, hyper: Hyperparameters, decayed: str = DECAYED, width: float = 1.0
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101), or Muon (Jordan et al., 2024) with AdamW for the rest.
 
@@ -118,9 +118,21 @@ def make_optimizer(
       rate: this step's learning rate.
       hyper: betas, momentum and weight decay.
       decayed: regex on the paths of what decays.
+      width: of muP; AdamW moves hidden matrices by 1 / width, and lets them decay as ever, as in the authors' MuAdamW.
     """
     mask = functools.partial(decay_mask, decayed=decayed)
-    adamw = optax.adamw(rate, hyper.beta1, hyper.beta2, weight_decay=hyper.weight_decay, mask=mask)
+    adam = optax.scale_by_adam(hyper.beta1, hyper.beta2)
+
+    def update(grads: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        updates, state = adam.update(grads, state, params)
+        scaled = jax.tree_util.tree_map_with_path(lambda path, u: u / width if _matrix(path) else u, updates)
+        return scaled if width != 1 else updates, state
+
+    adamw = optax.chain(
+        optax.GradientTransformation(adam.init, update),
+        optax.add_decayed_weights(hyper.weight_decay, mask),
+        optax.scale_by_learning_rate(rate),
+    )
     if name == "adamw":
         return adamw
 

@@ -171,7 +171,7 @@ def make_train_step(
             scale = jnp.minimum(1.0, s.clip_norm / (grad_norm + 1e-6))
             grads = jax.tree.map(lambda g: g * scale, grads)
         rate = learning_rate(state.step, s.schedule, s.num_train_steps, state.hyper)
-        optimizer = make_optimizer(s.optimizer, rate, state.hyper, s.decayed)
+        optimizer = make_optimizer(s.optimizer, rate, state.hyper, s.decayed, model.config.width)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         if s.factors:
             updates = scale_by_factors(updates, s.factors)

@@ -32,6 +32,7 @@ VARIANTS = {
             "attention_scale": 0.3,
             "num_kv_heads": 2,
         },
+        "mup": {"mup": True, "mup_base_dim": 4, "activation": "swiglu"},
         "bloom": {"position": "alibi", "embed_norm": True, "head": "none"},
         "t5_decoder": {"position": "relative", "relative_buckets": 6, "relative_max_distance": 6, "window": 3},
         "no_positions": {"position": "none", "head": "sequence_classification", "pooling": "last", "num_labels": 3},
