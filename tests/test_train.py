@@ -99,6 +99,30 @@ def test_evaluate_and_generate(finished, folder):
     first, again = run([*generate, "--seed", "3"]), run([*generate, "--seed", "3"])
     assert first.returncode == 0 and first.stdout.startswith("abc") and first.stdout == again.stdout
     assert run([*generate, "--seed", "4"]).stdout != first.stdout
+    sampled = run([*generate, "--temperature", "0", "--stop", "zzzz"])
+    looked_up, beam = (run([*generate, "--temperature", "0", *way]) for way in (["--lookup"], ["--num_beams", "2"]))
+    assert looked_up.returncode == 0 and sampled.stdout.startswith(looked_up.stdout[:20]), looked_up.stderr
+    assert beam.returncode == 0 and beam.stdout.startswith("abc"), beam.stderr
+
+
+def test_generate_from_a_file_and_in_conversation(finished, folder):
+    generate = command("generate", "--model", str(finished), "--temperature", "0", "--max_new_tokens", "5")
+    (folder / "prompts.jsonl").write_text('{"prompt": "abc"}\n{"prompt": "de"}\n')
+    out = folder / "texts.jsonl"
+    result = run([*generate, "--prompts", str(folder / "prompts.jsonl"), "--output", str(out), "--num_samples", "2"])
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(line["prompt"], line["sample"]) for line in lines] == [("abc", 0), ("abc", 1), ("de", 0), ("de", 1)]
+    assert run([*generate, "--prompt", "de"]).stdout == "de" + lines[2]["text"] + "\n"
+    refused = run([*generate, "--prompts", str(folder / "prompts.jsonl"), "--output", str(out)])
+    assert refused.returncode == 2 and "exists" in refused.stderr
+    (folder / "wrong.jsonl").write_text('{"prompt": "abc"}\n{"promt": "de"}\n')
+    refused = run([*generate, "--prompts", str(folder / "wrong.jsonl")])
+    assert refused.returncode == 2 and "wrong.jsonl, line 2" in refused.stderr and not refused.stdout
+    said = subprocess.run([*generate, "--interactive"], input="a\n/reset\na\n", capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    first, second = said.stdout.splitlines()[:1], said.stdout.splitlines()[-1:]
+    assert first == second
 
 
 def test_killed_runs_equal_the_uninterrupted_one(folder):
@@ -243,6 +267,9 @@ def test_another_config_in_a_workdir_is_refused_and_can_be_overridden(finished, 
         ("generate", ["--prompt", "a", "--top_p", "0"], "top_p 0.0 must be above 0"),
         ("generate", ["--prompt", "a", "--max_new_tokens", "0"], "max_new_tokens 0"),
         ("generate", ["--promt", "a"], "--promt"),
+        ("generate", ["--prompt", "a", "--suffix", "b"], "no tokens for filling in the middle"),
+        ("generate", ["--prompt", "a", "--interactive"], "only one of --prompt, --interactive"),
+        ("generate", ["--prompt", "a", "--weights", "int2"], "weights 'int2' is not one of"),
         ("evaluate", ["--step", "7"], "holds no whole checkpoint of step 7"),
         ("evaluate", ["--batch_size", "0"], "--batch_size 0 must be at least 1"),
     ],

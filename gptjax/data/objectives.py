@@ -150,6 +150,19 @@ def prefix(row: np.ndarray, rng: np.random.Generator) -> Example:
     return example | {"prefix": is_real & (positions < prefix_len)}
 
 
+def infill_ids(tokenizer: Tokenizer, prefix: str, suffix: str) -> np.ndarray:
+    """The ids, int32 [T], that ask a model trained with `fim` for what is between two texts.
+
+    Raises:
+      ValueError: the tokenizer has no tokens for that.
+    """
+    marks = [tokenizer.special_id(name) for name in _FIM]
+    if None in marks:
+        raise ValueError("the tokenizer has no tokens for filling in the middle, so no suffix can be given")
+    before, after = tokenizer.encode_batch([prefix, suffix])
+    return np.concatenate([[marks[0]], before, [marks[1]], after, [marks[2]]]).astype(np.int32)
+
+
 def fim(row: np.ndarray, rng: np.random.Generator, *, rate: float, fim_ids: np.ndarray, eos_id: int) -> Example:
     """Predicts document pieces of which some have the middle moved to the end (Bavarian et al., 2022, arXiv:2207.14255).
 

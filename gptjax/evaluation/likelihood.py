@@ -77,10 +77,11 @@ def log_likelihoods(model: Model, params: Params, requests: Sequence[Request]) -
         num_rows = min(_ROWS, max(1, _TOKENS // length))
         chunk = [i for i in longest_first[:num_rows] if _padded(len(rows[i]) - 1, c.max_seq_len) == length]
         longest_first = longest_first[len(chunk) :]
-        tokens = np.zeros((num_rows, length + 1), np.int32)
+        tokens, context = np.zeros((num_rows, length + 1), np.int32), np.zeros((num_rows, 1), np.int32)
         for row, i in zip(tokens, chunk, strict=False):
             row[: len(rows[i])] = rows[i]
-        log_probs, hits = map(np.asarray, _score(model, params, tokens[:, :-1], tokens[:, 1:]))
+        context[: len(chunk), 0] = [len(rows[i]) - len(requests[i].continuation) for i in chunk]
+        log_probs, hits = map(np.asarray, _score(model, params, tokens[:, :-1], tokens[:, 1:], context))
         for place, i in enumerate(chunk):
             asked = slice(len(rows[i]) - 1 - len(requests[i].continuation), len(rows[i]) - 1)
             is_cut = len(rows[i]) < sum(map(len, requests[i]))
@@ -93,9 +94,10 @@ def _padded(length: int, longest: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _score(model: GPT, params: Params, inputs: Array, targets: Array) -> tuple[Array, Array]:
-    """Of each of `targets` [B, T]: its log-probability, and whether none is likelier."""
-    logits = model.apply({"params": params}, inputs).astype(jnp.float32)  # type: ignore[union-attr]
+def _score(model: GPT, params: Params, inputs: Array, targets: Array, context: Array) -> tuple[Array, Array]:
+    """Of each of `targets` [B, T], after a context of [B, 1] tokens: its log-probability, and whether none is likelier."""
+    prefix = jnp.arange(inputs.shape[1]) < context if model.config.prefix_lm else None
+    logits = model.apply({"params": params}, inputs, prefix=prefix).astype(jnp.float32)  # type: ignore[union-attr]
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return target_logits - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == targets
 

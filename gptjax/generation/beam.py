@@ -46,8 +46,9 @@ def _search(
     cache = decoding.init_cache(model, batch, cache_len, memory_len)
     logits, cache = decoding.prefill(model, params, cache, prompts, jnp.int32(0), lengths - 1, source)
     logits, cache = jax.tree.map(lambda x: jnp.repeat(x, num_beams, axis=0), (logits, cache))
-    memory = {} if source is None else {"encoder_segment_ids": jnp.repeat(source[1], num_beams, axis=0)}
+    inputs = {} if source is None else {"encoder_segment_ids": jnp.repeat(source[1], num_beams, axis=0)}
     start = jnp.repeat(lengths, num_beams)
+    inputs |= decoding.prompt_inputs(model, start)
     vocab_size = logits.shape[1]
     nothing = jnp.full((batch, num_beams, capacity), -1, jnp.int32)
     # All beams of a prompt begin equal; only the first may go on.
@@ -86,7 +87,7 @@ def _search(
         cache = [c._replace(key=c.key[rows], value=c.value[rows]) for c in b.cache]
         positions = jnp.minimum(start + b.step, model.config.max_seq_len - 1)[:, None]
         logits, cache = model.apply(
-            {"params": params}, token.reshape(-1, 1), positions, cache, **memory, method=model.decode
+            {"params": params}, token.reshape(-1, 1), positions, cache, **inputs, method=model.decode
         )
         texts = jnp.take_along_axis(texts, chosen[:, :, None], axis=1)
         return _Beams(b.step + 1, logits[:, 0].astype(jnp.float32), cache, texts, logprobs, ended, scores)

@@ -189,6 +189,11 @@ def encode(model: Any, params: Params, tokens: Array, segments: Array) -> Array:
     return model.apply({"params": params}, tokens, segment_ids=segments, method=model.encode)
 
 
+def prompt_inputs(model: Any, prompt_len: Array) -> dict[str, Array]:
+    """What `model.decode` is told of prompts of `prompt_len` [B] tokens: of a prefix LM, that all tokens see them."""
+    return {"prefix_len": prompt_len} if model.config.prefix_lm else {}
+
+
 def prefill(
     model: Any,
     params: Params,
@@ -204,7 +209,7 @@ def prefill(
       model, params: as `prepare` gives them.
       cache: of R texts, filled up to `start`.
       tokens: [R, C].
-      start: scalar.
+      start: scalar; 0 for a prefix LM, whose prompts cannot be read in parts.
       last: [R], the place in `tokens` whose next token is scored.
       source: (tokens, segments) [R, M].
 
@@ -212,7 +217,7 @@ def prefill(
       (logits [R, V] float32, the cache).
     """
     positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
-    inputs: dict[str, Array] = {}
+    inputs = prompt_inputs(model, last + 1)
     if source is not None:
         inputs = {"memory": encode(model, params, *source), "encoder_segment_ids": source[1]}
     logits, cache = model.apply({"params": params}, tokens, positions, cache, last=last, **inputs, method=model.decode)
@@ -285,7 +290,9 @@ def decode(
       capacity: N.
     """
     num_slots, vocab_size = slots.logits.shape
-    memory = {} if slots.memory_segments is None else {"encoder_segment_ids": slots.memory_segments}
+    inputs = prompt_inputs(model, slots.positions - slots.written)
+    if slots.memory_segments is not None:
+        inputs = {"encoder_segment_ids": slots.memory_segments}
     rows = jnp.arange(num_slots)
     start_active = slots.active
     written = Written(
@@ -322,7 +329,7 @@ def decode(
         step = slots.active.astype(jnp.int32)
         position = jnp.minimum(slots.positions, model.config.max_seq_len - 1)  # beyond it a text is over
         logits, cache = model.apply(
-            {"params": params}, token[:, None], position[:, None], slots.cache, **memory, method=model.decode
+            {"params": params}, token[:, None], position[:, None], slots.cache, **inputs, method=model.decode
         )
         slots = slots._replace(
             cache=cache,

@@ -7,7 +7,7 @@ three shapes. That is all there is to compile: `num_compiles` counts, and `Engin
 import collections
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -258,6 +258,33 @@ class Engine:
         sources: Sequence[np.ndarray] | None = None,
     ) -> list[np.ndarray]:
         """Continues prompts, when nothing else is under way; see `generate` for what it takes, gives and raises."""
+        new: list[list[int]] = [[] for _ in range(len(prompts) * max(1, num_samples))]
+        for i, tokens in self.stream(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            eos_ids=eos_ids,
+            sampling=sampling,
+            num_samples=num_samples,
+            seed=seed,
+            sources=sources,
+        ):
+            new[i] += tokens.tolist()
+        return [np.array(ids, np.int32) for ids in new]
+
+    def stream(
+        self,
+        prompts: Sequence[np.ndarray],
+        *,
+        max_new_tokens: int,
+        eos_ids: Sequence[int] = (),
+        sampling: Sampling = Sampling(),  # noqa: B008 - immutable
+        num_samples: int = 1,
+        seed: int = 0,
+        sources: Sequence[np.ndarray] | None = None,
+        tokens_at_once: int = _TOKENS_AT_ONCE,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Does what `generate` does, and yields (the text's number, new ids) as they come, up to `tokens_at_once`; to
+        leave the iteration ends the texts."""
         if num_samples < 1:
             raise ValueError(f"num_samples {num_samples} must be at least 1")
         if sources is not None and len(sources) != len(prompts):
@@ -271,21 +298,26 @@ class Engine:
         ]
         seeds = np.random.SeedSequence(seed)
         new: list[list[int]] = [[] for _ in texts]
+        ids: dict[int, int] = {}
         left = dict(enumerate(texts))
-        while left:
-            drawn = seeds.spawn(1)[0].generate_state(len(texts))
-            ids = {self.submit(text._replace(seed=int(drawn[i]))): i for i, text in left.items()}
-            left = {}
-            while self.num_active or self.num_waiting:
-                for output in self.step(_TOKENS_AT_ONCE):
-                    i = ids[output.id]
-                    new[i] += output.tokens.tolist()
-                    # A full context is no end: what is later in it is read again.
-                    if output.finish_reason == "length" and len(new[i]) < max_new_tokens and not self.memory_len:
-                        text = np.concatenate([texts[i].prompt, new[i]]).astype(np.int32)
-                        kept = text[-max(1, self.cache_len // 2) :]
-                        left[i] = texts[i]._replace(prompt=kept, max_new_tokens=max_new_tokens - len(new[i]))
-        return [np.array(ids, np.int32) for ids in new]
+        try:
+            while left:
+                drawn = seeds.spawn(1)[0].generate_state(len(texts))
+                ids = {self.submit(text._replace(seed=int(drawn[i]))): i for i, text in left.items()}
+                left = {}
+                while self.num_active or self.num_waiting:
+                    for output in self.step(tokens_at_once):
+                        i = ids[output.id]
+                        new[i] += output.tokens.tolist()
+                        # A full context is no end: what is later in it is read again.
+                        if output.finish_reason == "length" and len(new[i]) < max_new_tokens and not self.memory_len:
+                            text = np.concatenate([texts[i].prompt, new[i]]).astype(np.int32)
+                            kept = text[-max(1, self.cache_len // 2) :]
+                            left[i] = texts[i]._replace(prompt=kept, max_new_tokens=max_new_tokens - len(new[i]))
+                        yield i, output.tokens
+        finally:
+            for text_id in ids:
+                self.cancel(text_id)
 
     def warm_up(self) -> None:
         """Compiles every program that a request may need."""
@@ -307,8 +339,9 @@ class Engine:
                 while longest < self.cache_len and not self.memory_len:
                     longest *= 2
                     staging = self._staging(longest)
-                    read = self._prefill([], np.zeros((1, _PART), np.int32), None, staging)
-                    self._insert([], [], np.zeros((1, staging[0].key.shape[2]), np.int32), *read, None)
+                    tokens = np.zeros((1, staging[0].key.shape[2]), np.int32)
+                    part = tokens if self.model.config.prefix_lm else tokens[:, :_PART]
+                    self._insert([], [], tokens, *self._prefill([], part, None, staging), None)
                 self._decode(1, False, False)
                 self._slots = _run("set_bias", self._slots, np.int32(_NOWHERE), nothing)
                 self._slots = _run("end", self._slots, np.int32(0))
@@ -359,6 +392,10 @@ class Engine:
     def _read_part(self, part: _Part) -> None:
         """Reads the next part of a long prompt; the last one ends with the prompt, and so reads some tokens again."""
         prompt = part.text.request.prompt
+        if self.model.config.prefix_lm:  # all of it sees all of it
+            tokens = pad([prompt], 1, part.cache[0].key.shape[2])
+            self._join([part.text], tokens, *self._prefill([part.text], tokens, None, part.cache), None)
+            return
         start = min(part.done, len(prompt) - _PART)
         logits, cache = self._prefill([], prompt[None, start : start + _PART], None, part.cache, start)
         self._part = None

@@ -35,7 +35,7 @@ def _score(
     model: Any, params: Params, cache: list[KVCache], tokens: Array, start: Array, targets: Array
 ) -> tuple[list[KVCache], Scores]:
     """Reads `tokens` [1, C] from place `start` on, and scores what follows each, `targets` [1, C]."""
-    positions = jnp.minimum(start + jnp.arange(tokens.shape[1]), model.config.max_seq_len - 1)
+    positions = start + jnp.arange(tokens.shape[1])
     logits, cache = model.apply({"params": params}, tokens, positions[None], cache, method=model.decode)
     logprobs = jax.nn.log_softmax(logits[0].astype(jnp.float32))
     top, ids = jax.lax.top_k(logprobs, min(NUM_TOP, logprobs.shape[1]))
@@ -61,7 +61,12 @@ def score(engine: Engine, tokens: np.ndarray) -> Iterator[Scores | None]:
 
     Yields:
       None after each part of the text that was read, so that other work can be done, and last the scores.
+
+    Raises:
+      ValueError: the model is a prefix LM.
     """
+    if engine.model.config.prefix_lm:
+        raise ValueError("a prefix LM reads a prompt in both directions, so that its tokens have no probabilities")
     length = len(tokens)
     part = min(_PARTS[length > _PARTS[0]], engine.cache_len)
     cache = _init_cache(engine.model, at_least(length, engine.cache_len))

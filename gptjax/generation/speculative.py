@@ -57,11 +57,14 @@ def _speculate(
 ) -> tuple[Array, Array, Array]:
     def read(model: Any, params: Any) -> list[KVCache]:
         cache = decoding.init_cache(model, 1, cache_len)
-        return decoding.prefill(model, params, cache, prompt[None], jnp.int32(0), jnp.zeros(1, jnp.int32))[1]
+        return decoding.prefill(model, params, cache, prompt[None], jnp.int32(0), length[None] - 1)[1]
 
     def apply(model: Any, params: Any, tokens: Array, start: Array, cache: list[KVCache]) -> tuple[Array, Any]:
         positions = start + jnp.arange(len(tokens))[None]
-        logits, cache = model.apply({"params": params}, tokens[None], positions, cache, method=model.decode)
+        prompt_inputs = decoding.prompt_inputs(model, length[None])
+        logits, cache = model.apply(
+            {"params": params}, tokens[None], positions, cache, **prompt_inputs, method=model.decode
+        )
         return probabilities(logits[0].astype(jnp.float32), sampling), cache
 
     def guess(state: _State, key: Array) -> tuple[Array, Array, Any]:

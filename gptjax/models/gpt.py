@@ -78,7 +78,7 @@ class GPT(nn.Module):
         cache: list[KVCache],
         *,
         last: Array | None = None,
-        prefix: Array | None = None,
+        prefix_len: Array | None = None,
     ) -> tuple[Array, list[KVCache]]:
         """Scores the next token after `tokens` [B, T] at `positions` [B, T], given a cache of what came before.
 
@@ -86,12 +86,13 @@ class GPT(nn.Module):
           tokens, positions: what is new; the positions of a row follow one another.
           cache: of what came before, a layer each.
           last: [B], the only places in `tokens` to score; None for all.
-          prefix: bool [B, S], slots of the cache that every token sees (prefix LM), written by the first call and given to
-            all; None for none.
+          prefix_len: [B], how many tokens every token sees (prefix LM), read by the first call and given to all; None for
+            none.
 
         Returns:
           (logits [B, T, V], of `last` [B, 1, V], and the cache with `tokens` written).
         """
+        prefix = None if prefix_len is None else jnp.arange(cache[0].key.shape[2]) < prefix_len[:, None]
         mask = Mask(positions, positions, prefix=prefix)  # each layer's cache knows the positions of its keys
         x, new_cache = self._apply_blocks(tokens, positions, mask, None, cache)
         assert new_cache is not None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptjax.data.chat import prompt_ids
-from gptjax.data.objectives import decoder_start
+from gptjax.data.objectives import decoder_start, infill_ids
 from gptjax.data.tokenizers import Encoded
 from gptjax.generation.constraints import Automaton, Vocabulary
 from gptjax.generation.engine import Engine, Output, Request
@@ -102,11 +102,7 @@ class ServedModel:
         Raises:
           ValueError: the tokenizer has no tokens for that.
         """
-        marks = [self.tokenizer.special_id(f"<|fim_{part}|>") for part in ("prefix", "suffix", "middle")]
-        if None in marks:
-            raise ValueError(f"model {self.name!r} has no tokens for filling in the middle, so no suffix can be given")
-        before, after = self.tokenizer.encode_batch([prefix, suffix])
-        return np.concatenate([[marks[0]], before, [marks[1]], after, [marks[2]]]).astype(np.int32)
+        return infill_ids(self.tokenizer, prefix, suffix)
 
     async def write(
         self, requests: Sequence[Request], *, stop: Sequence[str] = (), spelled_alone: bool, seconds: float

@@ -6,9 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from gptjax.evaluation.likelihood import Request as Scored
+from gptjax.evaluation.likelihood import log_likelihoods
 from gptjax.generation import engine as engines
+from gptjax.generation.beam import beam_search
 from gptjax.generation.engine import Engine, Request, num_compiles
 from gptjax.generation.sampling import Sampling
+from gptjax.generation.speculative import speculate
 from gptjax.models import GPT, EncoderDecoder
 from gptjax.models.config import TransformerConfig
 
@@ -251,3 +255,29 @@ def test_bad_engines_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             Engine(model, params, **fields)
+
+
+def test_a_prefix_lm_reads_prompts_in_both_directions():
+    """In the engine, by beams, by speculation and in likelihoods; of prompts of each way to read them."""
+    model = GPT(TransformerConfig(**SIZES, max_seq_len=400, position="rotary", prefix_lm=True))
+    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8), np.int32))["params"]
+    params = jax.tree.map(lambda x: 8 * x if x.ndim > 2 or x.shape[0] == V else x, params)
+    whole = jax.jit(lambda text, prefix: jax.nn.log_softmax(model.apply({"params": params}, text, prefix=prefix)[0]))
+    engine = Engine(model, params, num_slots=2)
+    causal = []
+    for length in (5, 200, 270):
+        prompt = np.random.default_rng(length).integers(0, V, length)
+        new = engine.generate([prompt], max_new_tokens=6, sampling=GREEDY)[0]
+        text = np.zeros((1, 400), np.int32)
+        text[0, : length + 6] = [*prompt, *new]
+        prefix = np.arange(400)[None] < length
+        logprobs = np.asarray(whole(text, prefix))[length - 1 : length + 5]
+        np.testing.assert_array_equal(new, logprobs.argmax(axis=-1))
+        np.testing.assert_array_equal(speculate(engine, prompt, max_new_tokens=6, sampling=GREEDY).tokens, new)
+        beam, score = beam_search(engine, [prompt], num_beams=1, max_new_tokens=6, eos_ids=[], length_penalty=0.0)[0][0]
+        np.testing.assert_array_equal(beam, new)
+        np.testing.assert_allclose(score, logprobs.max(axis=-1).sum(), rtol=1e-4)
+        [scored] = log_likelihoods(model, params, [Scored(prompt, new)])
+        np.testing.assert_allclose(scored.log_probs, logprobs.max(axis=-1), rtol=1e-4, atol=1e-5)
+        causal.append(np.asarray(whole(text, prefix & False))[length - 1 : length + 5].argmax(axis=-1) != new)
+    assert np.any(causal)

@@ -168,7 +168,7 @@ def test_cached_decoding_scanned_is_the_whole_forward_pass_unrolled(family, name
         )(inputs["encoder_tokens"], SOURCE_POSITIONS, SOURCE_SEGMENTS)
         fixed["encoder_segment_ids"] = np.where(SOURCE_SEGMENTS == 1, 1, 0)
     if model.config.prefix_lm:
-        fixed["prefix"] = PREFIX & (SEGMENTS == 1)
+        fixed["prefix_len"] = np.sum(PREFIX & (SEGMENTS == 1), axis=1)
     decode = jax.jit(lambda t, p, c, rest: model.apply(variables, t, p, c, **rest, method=model.decode))
     cache = init_cache(model, 2, T, S if first else 0)
     positions = np.broadcast_to(np.arange(T), (2, T))
