@@ -271,6 +271,7 @@ def train_on(
 
     from gptjax.training.checkpoints import Checkpoints
     from gptjax.training.metrics import MetricsWriter
+    from gptjax.training.profile import top_operations
 
     # Resume order: 1. the latest whole checkpoint of this workdir; 2. the initial state.
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
@@ -367,6 +368,8 @@ def train_on(
     finally:
         bar.close()
         writer.close()
+    if is_first() and config.profile.steps and (workdir / "profile").exists():
+        print(top_operations(workdir / "profile", train_step.as_text() or ""), file=sys.stderr)
     return model, lora.merge(state.eval_params), stopped
 
 

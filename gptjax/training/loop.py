@@ -13,6 +13,7 @@ import numpy as np
 from gptjax.array_types import Array, Batch, Metrics
 from gptjax.training.checkpoints import Checkpoints
 from gptjax.training.metrics import MetricsWriter
+from gptjax.training.profile import start_trace
 from gptjax.training.state import TrainState
 from gptjax.training.throughput import peak_memory_bytes
 
@@ -128,7 +129,7 @@ class Loop:
         deadline = time.monotonic() + s.max_minutes * 60 if s.max_minutes else math.inf
         step = int(state.step)
         pending: tuple[int, Metrics] | None = None
-        stop = False
+        stop = self.tracing = False
         with StopSignals() as signals:
             try:
                 if record and step not in self.writer.steps and record["line"]:
@@ -137,7 +138,7 @@ class Loop:
                 # Asked once a step, below: a signal after the question must not end the loop before a save.
                 while step < s.num_train_steps and not stop:
                     batch = next(batches)
-                    self._profile(step + 1)
+                    self._profile(step + 1, pending)
                     state, metrics = self.functions.train_step(state, batch)
                     step += 1
                     # The step before is looked at while this one runs, so that the device never waits for the log.
@@ -152,6 +153,7 @@ class Loop:
                         self._save(step, state, batch, line)
                         self._finish(step, state, line)
             finally:
+                self._profile(s.num_train_steps, pending)
                 self.checkpoints.wait()
                 if getattr(batches, "close", None):
                     batches.close()  # type: ignore[attr-defined]
@@ -211,13 +213,14 @@ class Loop:
             self._log(step, line)
         self.clock = time.perf_counter()  # evaluation is not training time
 
-    def _profile(self, step: int) -> None:
-        if self.settings.profile_steps is not None:
-            first, last = self.settings.profile_steps
-            if step == first:
-                jax.profiler.start_trace(self.trace_dir)
-            elif step == last + 1:
-                jax.profiler.stop_trace()
+    def _profile(self, step: int, pending: Any) -> None:
+        """Starts or ends the trace before `step`, when the step before has ended."""
+        first, last = self.settings.profile_steps or (0, 0)
+        wanted = first <= step <= last
+        if wanted != self.tracing:
+            jax.block_until_ready(pending)
+            start_trace(self.trace_dir) if wanted else jax.profiler.stop_trace()
+            self.tracing = wanted
 
 
 def device_batches(
