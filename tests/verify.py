@@ -8,6 +8,7 @@ invariance  a step is the same on every mesh of 4 and 8 devices, cut and compile
 batches  greedy texts do not depend on the batch; on the model file named by $SMOLLM2
 faults   runs hit by SIGKILL, SIGTERM, SIGSTOP, full disks, damaged files, for ten minutes
 serve    the server's suite with many drawn requests and the page in Chromium; with $SMOLLM2 also 10 minutes of load
+mup      the best learning rate of narrow and wide models, with muP and without
 plan     what `experiments.plan` compiles for slices that are not here, beside MaxText's; needs the extra `plan`
 """
 
@@ -315,6 +316,54 @@ def serve(folder: pathlib.Path) -> Rows:
     return [*rows, ("programs compiled under load", f"{found['ours/compiled']:.0f}", not done.returncode)]
 
 
+def mup(folder: pathlib.Path, widths: tuple[int, ...] = (64, 128, 256, 512), steps: int = 100) -> Rows:
+    """Which of a grid of powers of two is the best learning rate at each width, on the standard library's bytes."""
+    rows: Rows = []
+    for is_mup in (True, False):
+        best = [min(final_losses(width, is_mup, steps).items(), key=lambda found: found[1])[0] for width in widths]
+        spread = max(best) - min(best)
+        met = spread <= 1 if is_mup else spread >= 2
+        name = "muP (within a grid step)" if is_mup else "standard (drifts)"
+        rows.append((f"best rate over {widths}, {name}", ", ".join(f"2^{exponent}" for exponent in best), met))
+    return rows
+
+
+def final_losses(width: int, is_mup: bool, steps: int, exponents: range = range(-12, -5)) -> dict[int, float]:
+    """The mean training loss of the last fifth of the steps, by the learning rate's exponent; every row is new."""
+    import jax
+    import numpy as np
+
+    from gptjax.models import make_model
+    from gptjax.training.optimizers import Hyperparameters
+    from gptjax.training.state import init_state
+    from gptjax.training.step import StepSettings, make_train_step
+
+    sizes = {"vocab_size": 256, "num_layers": 2, "max_seq_len": 64, "embed_dim": width, "mlp_dim": 4 * width}
+    sizes |= {"num_heads": width // 32, "num_kv_heads": width // 32, "head_dim": 32}
+    model = make_model("gpt", **sizes, mup=is_mup, mup_base_dim=256)
+    text = b"".join(path.read_bytes() for path in sorted(pathlib.Path(os.__file__).parent.glob("*.py")))
+    starts = np.random.default_rng(0).integers(len(text) - 65, size=(steps, 16))
+    windows = np.frombuffer(text, np.uint8).astype(np.int32)[starts[..., None] + np.arange(65)]
+    settings = StepSettings("adamw", "linear", steps, 1, 1.0, 0.0, 0.0, 0.0, use_dropout=False)
+    step = jax.jit(make_train_step(model, settings), donate_argnums=0)
+    init = jax.jit(lambda hyper: init_state(model, "adamw", hyper, np.uint32(0), np.float32(1), ema=False))
+    ones = np.ones((16, 64), np.int32)
+    found = {}
+    for exponent in exponents:
+        state = init(Hyperparameters(*map(np.float32, (2.0**exponent, steps // 10, 0, 0.1, 0.9, 0.95, 0, 0))))
+        losses = []
+        for rows in windows:
+            batch = {"inputs": rows[:, :-1], "targets": rows[:, 1:], "loss_weights": ones.astype(np.float32)}
+            batch |= {"segment_ids": ones, "positions": ones * np.arange(64, dtype=np.int32)}
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+        found[exponent] = float(np.mean(np.nan_to_num(losses[-steps // 5 :], nan=np.inf)))
+    print(
+        f"width {width}, mup {is_mup}:", {e: round(loss, 3) for e, loss in found.items()}, file=sys.stderr, flush=True
+    )
+    return found
+
+
 PARTS: dict[str, Callable[[pathlib.Path], Rows]] = {
     "crash": crash,
     "start": start,
@@ -322,6 +371,7 @@ PARTS: dict[str, Callable[[pathlib.Path], Rows]] = {
     "learn": learn,
     "invariance": invariance,
     "serve": serve,
+    "mup": mup,
     "plan": plan,
     "batches": batches,
     "faults": faults,
