@@ -1,5 +1,7 @@
 """From a config to the objects it describes: the only reader of config fields besides the commands themselves."""
 
+import importlib.util
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -93,6 +95,10 @@ def check(config: ConfigDict) -> None:
         )
     if config.model.mup and config.optimizer.name != "adamw":
         raise UserError(f"config.model.mup is for config.optimizer.name='adamw', not {config.optimizer.name!r}")
+    if os.environ.get("WANDB_PROJECT") and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            "the environment names a WANDB_PROJECT, but wandb is missing: pip install 'gptjax[wandb]', or unset it"
+        )
     profile_steps(config)
     _check_regexes(config)
     if not config.init.model:  # else its fields are not known yet

@@ -28,6 +28,7 @@ OWNERS = {
     "flax": "gptjax/models/",
     "orbax": "gptjax/training/checkpoints.py",
     "tensorboardX": "gptjax/training/metrics.py",
+    "wandb": "gptjax/training/metrics.py",
     "ml_collections": "experiments/",
     "absl": "experiments/",
     "safetensors": "gptjax/interop/",

@@ -1,17 +1,18 @@
-"""Logged metrics: one JSON line a step in `metrics.jsonl`, and TensorBoard events of the same numbers."""
+"""Logged metrics: one JSON line a step in `metrics.jsonl`, and the same numbers for TensorBoard and Weights & Biases."""
 
 import json
 import math
 import os
 import pathlib
 import sys
+import uuid
 from typing import Any
 
 import orjson
 
 
 class MetricsWriter:
-    """Appends to the metrics of a workdir.
+    """Appends to the metrics of a workdir; also to Weights & Biases if the environment names a WANDB_PROJECT.
 
     Args:
       workdir: an existing folder.
@@ -32,6 +33,7 @@ class MetricsWriter:
         temporary.rename(self.path)
         self._file = self.path.open("a")
         self._events = SummaryWriter(str(workdir / "events"), purge_step=last_step + 1, flush_secs=10)
+        self._wandb = _open_wandb(workdir) if os.environ.get("WANDB_PROJECT") else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one line; a number that is not finite becomes null."""
@@ -44,6 +46,8 @@ class MetricsWriter:
         self._file.flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
 
     def close(self) -> None:
         """Flushes both files to disk."""
@@ -53,6 +57,25 @@ class MetricsWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _open_wandb(workdir: pathlib.Path) -> Any:
+    """The run of a workdir at Weights & Biases, the same after a resume; its own variables say where and how."""
+    import wandb
+
+    file = workdir / "wandb_id"
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex[:12])
+    config = workdir / "config.json"
+    return wandb.init(
+        id=file.read_text(),
+        name=workdir.name,
+        dir=workdir,
+        config=json.loads(config.read_text()) if config.exists() else None,
+        resume="allow",
+    )
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
