@@ -25,6 +25,7 @@ from gptjax import platform
 
 CONFIGS = pathlib.Path(configs.__file__).parent
 USER_ERROR, DIVERGED = 2, 3
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", tuple: "a tuple of Python's"}
 
 
 class UserError(Exception):
@@ -68,7 +69,7 @@ class Parser(argparse.ArgumentParser):
         """
         if not self.takes_config:
             return self.parse_args(argv)
-        overrides, rest = _split_overrides(argv)
+        overrides, rest = split_overrides(argv)
         if "-h" in rest or "--help" in rest:
             known, _ = argparse.ArgumentParser.parse_known_args(self, [a for a in rest if a not in ("-h", "--help")])
             config = load_config(known.config or "configs/default.py", overrides)
@@ -124,17 +125,33 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
     fields = flatten(config)
     for name, text in overrides:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1) or difflib.get_close_matches(
-                name.split(".")[-1], [field.split(".")[-1] for field in fields], n=1
-            )
-            near = [field for field in fields if near and (field == near[0] or field.endswith("." + near[0]))]
-            hint = f"; did you mean config.{near[0]}?" if near else "; --help lists all fields"
-            if any(field.startswith(name + ".") for field in fields):
-                hint = f"; it is a section, set its fields as in --config.{name}.FIELD=VALUE"
-            raise UserError(f"unknown config field config.{name}{hint}")
+            raise UserError(unknown_field(name, fields))
         section, _, leaf = name.rpartition(".")
         (config[section] if section else config)[leaf] = _parse_value(name, text, fields[name])
     return config.lock()
+
+
+def unknown_field(name: str, fields: dict[str, Any]) -> str:
+    """What to say of a field that is not one, with the nearest that is."""
+    near = difflib.get_close_matches(name, fields, n=1) or difflib.get_close_matches(
+        name.split(".")[-1], [field.split(".")[-1] for field in fields], n=1
+    )
+    near = [field for field in fields if near and (field == near[0] or field.endswith("." + near[0]))]
+    hint = f"; did you mean config.{near[0]}?" if near else "; --help lists all fields"
+    if any(field.startswith(name + ".") for field in fields):
+        hint = f"; it is a section, set its fields as in --config.{name}.FIELD=VALUE"
+    return f"unknown config field config.{name}{hint}"
+
+
+def check_type(name: str, value: Any, default: Any) -> None:
+    """Refuses a value that is not of the field's type; a whole number will do for a number.
+
+    Raises:
+      UserError: names the field, the value and the type.
+    """
+    allowed = {float: (float, int), tuple: (tuple, list)}.get(type(default), (type(default),))
+    if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise UserError(f"config.{name}={value!r} is not {_KINDS[type(default)]}")
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
@@ -147,7 +164,6 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 def _parse_value(name: str, text: str, default: Any) -> Any:
-    kinds = {bool: "true or false", int: "an integer", float: "a number", str: "a text", tuple: "a tuple of Python's"}
     try:
         if isinstance(default, tuple):
             return tuple(ast.literal_eval(text))
@@ -155,10 +171,10 @@ def _parse_value(name: str, text: str, default: Any) -> Any:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         return type(default)(text)
     except (KeyError, ValueError, TypeError, SyntaxError) as error:
-        raise UserError(f"config.{name}={text!r} is not {kinds[type(default)]}") from error
+        raise UserError(f"config.{name}={text!r} is not {_KINDS[type(default)]}") from error
 
 
-def _split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Takes `--config.a.b=value` and `--config.a.b value` out of a command line."""
     overrides, rest = [], []
     arguments = iter(argv)
