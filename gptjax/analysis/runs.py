@@ -93,6 +93,7 @@ def status(folder: pathlib.Path, config: dict[str, Any], lines: list[dict[str, A
     last = lines[-1] if lines else {"step": 0}
     if last["step"] >= config.get("train.num_train_steps", np.inf) and (folder / "loss.png").exists():
         return "finished"
+    # As the loop writes it, before or after the update.
     if any(name in last and last[name] is None for name in ("train/loss", "train/loss_after")):
         return "diverged"
     written = max((folder / name).stat().st_mtime for name in os.listdir(folder))

@@ -196,7 +196,7 @@ class Loop:
         """Saves, unless the loss with the new parameters is not finite."""
         loss = self.functions.probe(state, batch)
         if not math.isfinite(loss):
-            self._log(step, line)
+            self.writer.write(step, line | {"train/loss_after": loss})
             raise Diverged(f"the loss after step {step} is {loss}")
         self.checkpoints.save(step, state, {"totals": self.totals._asdict(), "line": line})
 

@@ -8,6 +8,7 @@ import pytest
 
 import gptjax
 from gptjax.training.metrics import MetricsWriter
+from tests import runs
 from tests.analysis.sweeps import write_run
 
 
@@ -85,3 +86,15 @@ def test_statuses(tmp_path):
 def test_no_runs(tmp_path):
     with pytest.raises(ValueError, match="no runs found"):
         gptjax.read_runs(tmp_path)
+
+
+def test_real_runs(tmp_path):
+    corpus = runs.write_corpus(tmp_path)
+    fields = {"train__num_train_steps": 4, "eval__every_steps": 0, "optimizer__warmup_steps": 0}
+    for name, rate, code in (("good", 1e-3, 0), ("wild", 1e30, 3)):
+        command = runs.train_command(tmp_path / "runs" / name, corpus, **fields, optimizer__learning_rate=rate)
+        assert runs.run(command).returncode == code
+    metrics, table = gptjax.read_runs(tmp_path / "runs")
+    assert table["status"].tolist() == ["finished", "diverged"]
+    assert table["optimizer.learning_rate"].tolist() == [1e-3, 1e30] and table.columns.size == 3
+    assert metrics["eval/loss"].notna().tolist()[:4] == [False, False, False, True]
