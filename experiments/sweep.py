@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments import build, cli, hyper
+from experiments import build, cli, hyper, together
 from experiments.train import is_finished
 from gptjax.training.loop import StopSignals
 from gptjax.training.metrics import read_metrics
@@ -51,6 +51,12 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.Parser(__doc__, config=True)
     parser.add_argument("--sweep", metavar="FILE", help="a file with get_hyper(h) (required)")
     parser.add_argument("--sweepdir", metavar="D", help="the folder of the runs' folders (required)")
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "vmap"),
+        default="local",
+        help="processes, or one program for runs that differ in numbers",
+    )
     parser.add_argument("--parallel", type=int, default=1, help="runs at once; on CPU each gets its share of the cores")
     parser.add_argument("--retries", type=int, default=2, help="how often a run that crashes is started again")
     parser.add_argument("--dry_run", action="store_true", help="print the commands and start nothing")
@@ -72,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
         run.name: [*train, "--config", file, *given, *run.overrides, "--workdir", str(folder / run.name)]
         for run in runs
     }
+    if arguments.launcher == "vmap":
+        together.check([run.config for run in runs])
     if arguments.dry_run:
         for command in commands.values():
             print(shlex.join(command))
@@ -79,7 +87,9 @@ def main(argv: Sequence[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
         (folder / "sweep.json").write_text(json.dumps(commands, indent=2) + "\n")
-        outcomes, stopped = run_all(runs, commands, folder, arguments.parallel, arguments.retries)
+        outcomes, stopped = (run_as_one if arguments.launcher == "vmap" else run_all)(
+            runs, commands, folder, arguments.parallel, arguments.retries
+        )
     print_results(runs, outcomes, folder)
     if stopped:
         print(f"stopped; to go on, type the same command again: {shlex.join(sys.orig_argv)}", file=sys.stderr)
@@ -208,6 +218,21 @@ def run_all(
                 if outcomes[name] == "crashed" and tries[name] <= retries and not signals.received:
                     waiting.append(name)
     return outcomes, signals.received
+
+
+def run_as_one(
+    runs: Sequence[Run], commands: dict[str, list[str]], folder: pathlib.Path, parallel: int, retries: int
+) -> tuple[dict[str, str], int]:
+    """The same, in one program; how many there are at once and retries are not asked."""
+    outcomes = {run.name: outcome_so_far(run, folder / run.name) or "waiting" for run in runs}
+    for name, outcome in outcomes.items():
+        if outcome != "waiting":
+            _say(runs, name, f"{outcome} before")
+    waiting = {run.name: run.config for run in runs if outcomes[run.name] == "waiting"}
+    if not waiting:
+        return outcomes, 0
+    found, stopped = together.train_together(waiting, folder)
+    return outcomes | found, stopped
 
 
 def _outcome(code: int) -> str:

@@ -166,17 +166,23 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     if stopped:
         return stopped
 
-    from experiments.samples import sample
-    from gptjax.analysis.plots import plot_losses
     from gptjax.distributed.processes import is_first, to_host
 
     params = to_host(params)
     if is_first():
-        texts = sample(config, model, params, data)
-        shown = "".join(f"--- sample {i + 1} ---\n{text}\n" for i, text in enumerate(texts))
-        (workdir / "samples.txt").write_text(shown)
-        plot_losses(read_metrics(workdir / "metrics.jsonl"), workdir / "loss.png")
+        write_results(config, workdir, model, params, data)
     return 0
+
+
+def write_results(config: ConfigDict, workdir: pathlib.Path, model: Any, params: Any, data: Any) -> None:
+    """Writes what a finished run leaves besides its metrics and checkpoints."""
+    from experiments.samples import sample
+    from gptjax.analysis.plots import plot_losses
+
+    texts = sample(config, model, params, data)
+    shown = "".join(f"--- sample {i + 1} ---\n{text}\n" for i, text in enumerate(texts))
+    (workdir / "samples.txt").write_text(shown)
+    plot_losses(read_metrics(workdir / "metrics.jsonl"), workdir / "loss.png")
 
 
 def start_model(config: ConfigDict, workdir: pathlib.Path, mesh: Any) -> tuple[ConfigDict, Any, Any]:

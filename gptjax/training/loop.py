@@ -1,7 +1,9 @@
 """The training loop: steps, logged metrics, checkpoints and evaluations, and a clean stop at any moment."""
 
+import functools
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -34,6 +36,10 @@ class LoopSettings(NamedTuple):
     max_minutes: float
     profile_steps: tuple[int, int] | None
 
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether what happens every so many steps happens after this one."""
+        return step == self.num_train_steps or (every > 0 and step % every == 0)
+
 
 class Totals(NamedTuple):
     """What a run has used so far; continues over resumes."""
@@ -65,12 +71,17 @@ class Functions(NamedTuple):
 
 
 class StopSignals:
-    """Within it, SIGTERM and Ctrl-C set `received` instead of ending the process; a second one ends it at once."""
+    """Within it, SIGTERM and Ctrl-C set `received` instead of ending the process; a second one ends it at once.
+
+    Signals are the main thread's; in another one this does nothing.
+    """
 
     received: int = 0
 
     def __enter__(self) -> "StopSignals":
-        self._old = {int(number): signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()
+        self._old = {int(number): signal.signal(number, self._handle) for number in numbers}
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -123,9 +134,7 @@ class Loop:
           Diverged: the loss became NaN or infinite; says at which step and what the last good checkpoint is.
         """
         s = self.settings
-        self.totals = Totals(**record.get("totals", {}))
-        self.seen = self.totals  # at the last logged line, for the throughput since
-        self.clock = time.perf_counter()
+        self.start(record)
         deadline = time.monotonic() + s.max_minutes * 60 if s.max_minutes else math.inf
         step = int(state.step)
         pending: tuple[int, Metrics] | None = None
@@ -134,7 +143,7 @@ class Loop:
             try:
                 if record and step not in self.writer.steps and record["line"]:
                     # Killed between the save of this step and its line.
-                    self._finish(step, state, record["line"])
+                    self.finish(step, record["line"], functools.partial(self.functions.evaluate, state))
                 # Asked once a step, below: a signal after the question must not end the loop before a save.
                 while step < s.num_train_steps and not stop:
                     batch = next(batches)
@@ -143,15 +152,15 @@ class Loop:
                     step += 1
                     # The step before is looked at while this one runs, so that the device never waits for the log.
                     if pending is not None:
-                        self._log(*self._settle(*pending))
+                        self.log(*self.settle(*pending))
                     pending = step, metrics
                     wish = bool(signals.received) or time.monotonic() > deadline
                     stop = self.functions.vote(wish, metrics["loss"])
-                    if stop or self._due(step, s.checkpoint_every_steps) or self._due(step, s.eval_every_steps):
-                        _, line = self._settle(*pending)
+                    if stop or s.is_due(step, s.checkpoint_every_steps) or s.is_due(step, s.eval_every_steps):
+                        _, line = self.settle(*pending)
                         pending = None
-                        self._save(step, state, batch, line)
-                        self._finish(step, state, line)
+                        self.save(step, state, self.functions.probe(state, batch), line)
+                        self.finish(step, line, functools.partial(self.functions.evaluate, state))
             finally:
                 self._profile(s.num_train_steps, pending)
                 self.checkpoints.wait()
@@ -161,10 +170,13 @@ class Loop:
             return state, 0
         return state, signals.received or signal.SIGTERM
 
-    def _due(self, step: int, every: int) -> bool:
-        return step == self.settings.num_train_steps or (every > 0 and step % every == 0)
+    def start(self, record: dict[str, Any]) -> None:
+        """Takes up the totals of a checkpoint's record, and the clock."""
+        self.totals = Totals(**record.get("totals", {}))
+        self.seen = self.totals  # at the last logged line, for the throughput since
+        self.clock = time.perf_counter()
 
-    def _settle(self, step: int, metrics: Metrics) -> tuple[int, dict[str, float]]:
+    def settle(self, step: int, metrics: Metrics) -> tuple[int, dict[str, float]]:
         """Waits for a step's metrics, counts its tokens, and refuses a loss that is not finite."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
@@ -187,30 +199,30 @@ class Loop:
             raise Diverged(f"the loss of step {step} is {values['loss']}")
         return step, line
 
-    def _log(self, step: int, line: dict[str, float]) -> None:
-        if self._due(step, self.settings.log_every_steps):
+    def log(self, step: int, line: dict[str, float]) -> None:
+        """Writes a step's line if it is time."""
+        if self.settings.is_due(step, self.settings.log_every_steps):
             self.writer.write(step, line)
             self.seen = self.totals
 
-    def _save(self, step: int, state: TrainState, batch: Batch, line: dict[str, float]) -> None:
+    def save(self, step: int, state: TrainState, loss: float, line: dict[str, float]) -> None:
         """Saves, unless the loss with the new parameters is not finite."""
-        loss = self.functions.probe(state, batch)
         if not math.isfinite(loss):
             self.writer.write(step, line | {"train/loss_after": loss})
             raise Diverged(f"the loss after step {step} is {loss}")
         self.checkpoints.save(step, state, {"totals": self.totals._asdict(), "line": line})
 
-    def _finish(self, step: int, state: TrainState, line: dict[str, float]) -> None:
+    def finish(self, step: int, line: dict[str, float], evaluate: Callable[[], dict[str, float]]) -> None:
         """Evaluates if it is time, after the save of this step and before its line; a resume may come here again."""
-        if self._due(step, self.settings.eval_every_steps):
-            results = self.functions.evaluate(state)
+        if self.settings.is_due(step, self.settings.eval_every_steps):
+            results = evaluate()
             self.checkpoints.wait()
             if math.isfinite(results["eval/loss"]):
                 self.checkpoints.record_best(step, results["eval/loss"])
             self.writer.write(step, line | results)
             self.seen = self.totals
         else:
-            self._log(step, line)
+            self.log(step, line)
         self.clock = time.perf_counter()  # evaluation is not training time
 
     def _profile(self, step: int, pending: Any) -> None:

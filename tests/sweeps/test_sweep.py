@@ -7,11 +7,12 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
 from experiments import cli, hyper
 from experiments.sweep import make_runs
-from tests.runs import ROOT, TINY, assert_same_run, command, environment, run, train_command, write_corpus
+from tests.runs import ROOT, TINY, assert_same_run, command, environment, losses, run, train_command, write_corpus
 
 SHORT = {"train.num_train_steps": 24, "eval.every_steps": 12, "model.num_layers": 1, "checkpoint.every_steps": 2}
 TWO_BY_TWO = """
@@ -78,6 +79,46 @@ def test_a_run_that_fails_takes_no_other_with_it(folder):
     outcomes = dict(re.findall(r"^learning_rate=(\S+)\s+(\S+)", result.stdout, re.MULTILINE))
     assert outcomes["0.001"] == "finished" and outcomes["1e+30"] == "diverged", result.stderr
     assert outcomes["0.002"] in ("crashed", "refused") and result.returncode == 1
+
+
+def test_runs_trained_in_one_program_are_as_if_alone(folder):
+    """Their first steps, and what they leave; stopped halfway they go on, by themselves too."""
+    arguments = sweep_command(folder, TWO_BY_TWO, "--launcher", "vmap")
+    process = subprocess.Popen(arguments, env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    last = folder / "runs" / "learning_rate=0.003,seed=1"
+    while not (last / "checkpoints" / "6" / "manifest.json").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    result = run(arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("finished") == 4
+    changes = {name.replace(".", "__"): value for name, value in SHORT.items()}
+    for rate, seed in ((0.001, 0), (0.003, 1)):
+        together = folder / "runs" / f"learning_rate={rate},seed={seed}"
+        own = {"seed": seed, "optimizer__learning_rate": rate}
+        solo = train_command(folder / f"alone{seed}", folder / "corpus.txt", **changes, **own)
+        assert run(solo).returncode == 0
+        ours, alone = losses(together)[:20], losses(folder / f"alone{seed}")[:20]
+        np.testing.assert_allclose([row[1] for row in ours], [row[1] for row in alone], rtol=1e-5)
+        assert [row[3] for row in ours] == [row[3] for row in alone]
+        names = {path.name for path in together.iterdir()} - {"log.txt"}
+        assert names == {path.name for path in (folder / f"alone{seed}").iterdir()}
+    again = run(train_command(last, folder / "corpus.txt", **changes, seed=1, optimizer__learning_rate=0.003))
+    assert again.returncode == 0 and "finished" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("runs", "flags", "words"),
+    [
+        ('h.sweep("config.model.num_layers", [1, 2])', [], "runs differ in config.model.num_layers"),
+        ('h.sweep("config.seed", [1, 2])', ["--config.lora.rank=2"], "does not take config.lora.rank=2"),
+    ],
+)
+def test_what_cannot_be_one_program_is_refused(folder, runs, flags, words):
+    result = run([*sweep_command(folder, f"def get_hyper(h):\n    return {runs}\n", "--launcher", "vmap"), *flags])
+    assert result.returncode == 2 and words in result.stderr and "--launcher local" in result.stderr
+    assert not (folder / "runs").exists()
 
 
 def test_dry_run_prints_commands_and_writes_nothing(folder):
