@@ -175,6 +175,8 @@ def _maps(summary: Summary) -> list[tuple[str, str]]:
     last = summary.table.columns.get_loc("group")
     fields = [name for name in summary.table.columns[2:last] if name != "seed"]
     fields.sort(key=lambda name: name != "optimizer.learning_rate")
+    if len(fields) == 1 and "seed" in summary.table:
+        fields.append("seed")
     counted = summary.table["value"].where(summary.table["counted"])
     means = counted.groupby([summary.table[name] for name in ["group", *fields]], dropna=False).mean().reset_index()
     pictures = []
