@@ -1,7 +1,8 @@
 """Run a sweep: python -m experiments.sweep --config C --sweep configs/sweeps/S.py --sweepdir D [--parallel N]
 
 S.py has get_hyper(h), which returns a list of runs, made by h.sweep, h.product, h.zipit, h.chainit and h.sample
-(experiments/hyper.py). Each run is `experiments.train` in a folder of its own, named by what differs. Typed again, it skips
+(experiments/hyper.py). Each run is `experiments.train` in a folder of its own, named by what differs; with --launcher vmap,
+runs that differ only in numbers (learning rate, seed, dropout, ...) train together, as one program. Typed again, it skips
 what is finished, resumes what is not, and tries what crashed again; a run that fails takes no other with it.
 """
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         "--launcher",
         choices=("local", "vmap"),
         default="local",
-        help="processes, or one program for runs that differ in numbers",
+        help="processes, or one program for all runs",
     )
     parser.add_argument("--parallel", type=int, default=1, help="runs at once; on CPU each gets its share of the cores")
     parser.add_argument("--retries", type=int, default=2, help="how often a run that crashes is started again")
@@ -87,9 +88,10 @@ def main(argv: Sequence[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
         (folder / "sweep.json").write_text(json.dumps(commands, indent=2) + "\n")
-        outcomes, stopped = (run_as_one if arguments.launcher == "vmap" else run_all)(
-            runs, commands, folder, arguments.parallel, arguments.retries
-        )
+        if arguments.launcher == "vmap":
+            outcomes, stopped = run_as_one(runs, folder)
+        else:
+            outcomes, stopped = run_all(runs, commands, folder, arguments.parallel, arguments.retries)
     print_results(runs, outcomes, folder)
     if stopped:
         print(f"stopped; to go on, type the same command again: {shlex.join(sys.orig_argv)}", file=sys.stderr)
@@ -220,10 +222,8 @@ def run_all(
     return outcomes, signals.received
 
 
-def run_as_one(
-    runs: Sequence[Run], commands: dict[str, list[str]], folder: pathlib.Path, parallel: int, retries: int
-) -> tuple[dict[str, str], int]:
-    """The same, in one program; how many there are at once and retries are not asked."""
+def run_as_one(runs: Sequence[Run], folder: pathlib.Path) -> tuple[dict[str, str], int]:
+    """The same in one program, all at once, and each tried once."""
     outcomes = {run.name: outcome_so_far(run, folder / run.name) or "waiting" for run in runs}
     for name, outcome in outcomes.items():
         if outcome != "waiting":

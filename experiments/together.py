@@ -24,7 +24,8 @@ def check(configs: Sequence[Any]) -> None:
     for name in flat[0]:
         if name not in numbers and any(fields[name] != flat[0][name] for fields in flat):
             raise cli.UserError(
-                f"--launcher vmap: runs differ in config.{name}, which changes shapes or what is compiled; use --launcher local"
+                f"--launcher vmap: runs differ in config.{name}, which changes shapes or what is compiled; "
+                "use --launcher local"
             )
     first = flat[0]
     wanted = {"init.model": "", "lora.rank": 0, "profile.steps": ""}
@@ -36,7 +37,7 @@ def check(configs: Sequence[Any]) -> None:
 
 
 def train_together(named: dict[str, Any], folder: pathlib.Path) -> tuple[dict[str, str], int]:
-    """Trains the runs {name: config}, each into its own folder, from where it is: outcomes, and what signal stopped them."""
+    """Trains runs {name: config}, each into its own folder, from where it is: their outcomes, and a signal or 0."""
     import jax
     import jax.numpy as jnp
 
@@ -82,7 +83,7 @@ def train_together(named: dict[str, Any], folder: pathlib.Path) -> tuple[dict[st
             own = make_model(**build.model_sizes(config, build.vocab_size(config, data.tokenizer)))
             write_description(folder / name, config.to_dict(), own, data.tokenizer)
             hyper = build.hyperparameters(config)
-            numbers = (jnp.uint32(config.seed), jnp.float32(config.init.scale), hyper, {})
+            numbers: Any = (jnp.uint32(config.seed), jnp.float32(config.init.scale), hyper, {})
             shapes = jax.eval_shape(init, *numbers)
             abstract = jax.tree.map(
                 lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -138,7 +139,7 @@ def train_together(named: dict[str, Any], folder: pathlib.Path) -> tuple[dict[st
             peak_flops=peak_flops(DTYPES[config.model.dtype]),
             trace_dir=str(workdir / "profile"),
         )
-        batches = train_batches(
+        batches: Any = train_batches(
             data,
             batch_size=config.train.batch_size,
             seed=config.seed,
