@@ -316,7 +316,7 @@ def serve(folder: pathlib.Path) -> Rows:
     return [*rows, ("programs compiled under load", f"{found['ours/compiled']:.0f}", not done.returncode)]
 
 
-def mup(folder: pathlib.Path, widths: tuple[int, ...] = (64, 128, 256, 512), steps: int = 100) -> Rows:
+def mup(folder: pathlib.Path, widths: tuple[int, ...] = (64, 128, 256, 512), steps: int = 60) -> Rows:
     """Which of a grid of powers of two is the best learning rate at each width, on the standard library's bytes."""
     rows: Rows = []
     for is_mup in (True, False):

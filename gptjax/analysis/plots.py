@@ -77,7 +77,7 @@ def curves(panels: Mapping[str, Mapping[str, np.ndarray]], name: str) -> str:
     for place, (label, panel) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, columns, place)
         for group, (x, mean, low, high) in panel.items():
-            axes.plot(x, mean, color=colors[group], label=group, linewidth=1.5)
+            axes.plot(x, mean, color=colors[group], label=_plain(group), linewidth=1.5)
             axes.fill_between(x, low, high, color=colors[group], alpha=0.15, linewidth=0)
         # The first twentieth is so much higher that the rest would be a flat line.
         settled = np.concatenate([values[1:, len(values[0]) // 20 :].ravel() for values in panel.values()])
@@ -109,8 +109,8 @@ def heat_map(values: pd.DataFrame, name: str, *, lower_is_better: bool) -> str:
         color = "white" if np.mean(image.to_rgba(value)[:3]) < 0.5 else "black"
         text = f"{value:.4g}" if np.isfinite(value) else "–"
         axes.text(j, i, text, ha="center", va="center", color=color, weight="bold" if (i, j) == best else None)
-    axes.set_xticks(range(across), [str(x) for x in values.columns])
-    axes.set_yticks(range(down), [str(x) for x in values.index])
+    axes.set_xticks(range(across), [_plain(x) for x in values.columns])
+    axes.set_yticks(range(down), [_plain(x) for x in values.index])
     axes.set(xlabel=values.columns.name, ylabel=values.index.name)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -157,6 +157,12 @@ def _colors(count: int) -> list[Any]:
         if count <= 10
         else list(colormaps["viridis"](np.linspace(0, 0.95, count)))
     )
+
+
+def _plain(label: Any) -> str:
+    """A label that is no formula, and not too long."""
+    text = str(label) if len(str(label)) <= 60 else f"{str(label)[:60]}..."
+    return text.replace("$", r"\$")
 
 
 def _quiet(axes: Any) -> None:

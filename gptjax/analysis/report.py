@@ -17,6 +17,7 @@ from gptjax.analysis.statistics import compare, mean_interval
 
 # Metrics whose names have this are better lower, all others higher.
 LOWER_IS_BETTER = r"loss|perplexity|bits|norm|seconds|bytes|error"
+MAX_MAPS = 10
 AXES = {"step": "step", "train/tokens": "tokens", "time/seconds": "seconds", "perf/flops": "FLOPs"}
 
 
@@ -171,7 +172,7 @@ def _band(curves: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 def _maps(summary: Summary) -> list[tuple[str, str]]:
-    """(title, SVG) for each two fields, the learning rate first, of the best group mean over all other fields."""
+    """(title, SVG) for each two fields, at most MAX_MAPS, the learning rate first; the best group over all others."""
     last = summary.table.columns.get_loc("group")
     fields = [name for name in summary.table.columns[2:last] if name != "seed"]
     fields.sort(key=lambda name: name != "optimizer.learning_rate")
@@ -180,7 +181,7 @@ def _maps(summary: Summary) -> list[tuple[str, str]]:
     counted = summary.table["value"].where(summary.table["counted"])
     means = counted.groupby([summary.table[name] for name in ["group", *fields]], dropna=False).mean().reset_index()
     pictures = []
-    for down, across in itertools.combinations(fields, 2):
+    for down, across in itertools.islice(itertools.combinations(fields, 2), MAX_MAPS):
         best = means.pivot_table("value", down, across, "min" if summary.lower_is_better else "max", dropna=False)
         title = f"{summary.metric} by {down} and {across}: mean over seeds, the best over all other fields"
         pictures.append((title, plots.heat_map(best, summary.metric, lower_is_better=summary.lower_is_better)))

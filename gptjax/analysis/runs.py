@@ -21,7 +21,8 @@ class Runs(NamedTuple):
 
     Attributes:
       metrics: a row a logged line: run, step, and every metric of any run, NaN where a line has none.
-      table: a row a run: run (its folder), status, and the config fields in which runs differ, dotted.
+      table: a row a run: run (its folder), status, and the config fields in which runs differ, dotted,
+        None where a run has none.
     """
 
     metrics: pd.DataFrame
@@ -46,7 +47,8 @@ def read_runs(*paths: str | os.PathLike[str]) -> Runs:
     folders = sorted({folder for path in paths for folder in find_runs(path)})
     configs = [read_config(folder) for folder in folders]
     fields = dict.fromkeys(name for config in configs for name in config)
-    differing = [name for name in fields if len({repr(config.get(name)) for config in configs}) > 1]
+    # A field that a run does not have is of another version, and no difference.
+    differing = [name for name in fields if len({repr(config[name]) for config in configs if name in config}) > 1]
     frames, rows = [], []
     for folder, config in zip(folders, configs, strict=True):
         lines = read_metrics(folder / "metrics.jsonl")
@@ -54,7 +56,9 @@ def read_runs(*paths: str | os.PathLike[str]) -> Runs:
         frames.append(pd.DataFrame({name: _column(lines, name) for name in names}))
         row = {"run": str(folder), "status": status(folder, config, lines)}
         rows.append(row | {name: config.get(name) for name in differing})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, dtype=object)  # in which integers stay so beside what is missing
+    whole = table.columns[table.notna().all()]
+    table[whole] = table[whole].infer_objects()
     metrics = pd.concat([pd.DataFrame(columns=["step"]), *frames], ignore_index=True)
     metrics["step"] = metrics["step"].astype(np.int64)
     codes = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])

@@ -93,7 +93,16 @@ def test_the_command_gives_the_config_of_the_best_run(sweep, capsys):
 def test_one_run_and_runs_without_configs(sweep, tmp_path, capsys):
     bare = write_run(tmp_path / "bare", [3.0] * 20)
     (bare / "config.json").unlink()
-    for runs in ([sweep / "diverged"], [bare], [sweep / "lr=0.01,layers=4,seed=0", bare]):
+    odd = {"seed": 1, "optimizer": {"learning_rate": 0.1}, "lora": {"projections": "a_(b_c|mlp)$" * 9, "rank": 1}}
+    write_run(tmp_path / "odd", [3.0] * 20, odd)
+    plain = write_run(tmp_path / "plain", [3.0] * 20, odd | {"lora": {"projections": "_$x_y_z$", "rank": 3}})
+    old = write_run(tmp_path / "old", [3.0] * 20, {"seed": 1, "optimizer": {"learning_rate": 0.1}})
+    for runs in (
+        [tmp_path / "odd", plain, old],
+        [sweep / "diverged"],
+        [bare],
+        [sweep / "lr=0.01,layers=4,seed=0", bare],
+    ):
         code, _, err = call(capsys, *runs, "--html", tmp_path / "page.html")
         assert code == 0 and not err
 

@@ -46,6 +46,15 @@ def test_runs_of_other_metrics_and_configs_are_read_side_by_side(tmp_path, monke
         assert gptjax.read_runs(*same).metrics.equals(metrics)
 
 
+def test_a_field_of_another_version_is_no_difference(tmp_path):
+    write_run(tmp_path / "new", [3.0], {"seed": 1, "model": {"num_layers": 2, "mup": False}})
+    write_run(tmp_path / "other", [3.0], {"seed": 1, "model": {"num_layers": 4, "mup": False}})
+    write_run(tmp_path / "old", [3.0], {"seed": 1})
+    table = gptjax.read_runs(tmp_path).table
+    assert table.columns.tolist() == ["run", "status", "model.num_layers"]
+    assert table["model.num_layers"].tolist() == [2, None, 4] and isinstance(table["model.num_layers"][0], int)
+
+
 def test_a_corrupt_line_is_named_and_a_torn_one_left_out(tmp_path, capsys):
     folder = write_run(tmp_path / "run", [4.0, 3.0, 2.0, 1.0])
     path = folder / "metrics.jsonl"
