@@ -25,9 +25,12 @@ class Range(NamedTuple):
         return self.low + share * (self.high - self.low)
 
 
-def sweep(name: str, values: Iterable[Any]) -> list[Run]:
-    """A run for each value of a field, as in `sweep("config.optimizer.learning_rate", [1e-3, 3e-3])`."""
-    return [{name: value} for value in values]
+def sweep(name: str, values: Range | Iterable[Any]) -> list[Run]:
+    """A run for each value of a field, as in `sweep("config.optimizer.learning_rate", [1e-3, 3e-3])`.
+
+    With a `Range`, one run whose value is searched.
+    """
+    return [{name: values}] if isinstance(values, Range) else [{name: value} for value in values]
 
 
 def product(sweeps: Sequence[list[Run]]) -> list[Run]:

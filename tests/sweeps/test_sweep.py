@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import cli, hyper
-from experiments.sweep import make_runs
+from experiments.sweep import SweepFile
 from tests.runs import ROOT, TINY, assert_same_run, command, environment, losses, run, train_command, write_corpus
 
 SHORT = {"train.num_train_steps": 24, "eval.every_steps": 12, "model.num_layers": 1, "checkpoint.every_steps": 2}
@@ -154,7 +154,7 @@ def test_what_is_wrong_in_a_sweep_is_said_before_anything_starts(tmp_path, text,
     file = tmp_path / "sweep.py"
     file.write_text(f"def get_hyper(h):\n    return {text}\n")
     with pytest.raises(cli.UserError, match=re.escape(words)):
-        make_runs(cli.load_config("configs/default.py"), str(file))
+        SweepFile(cli.load_config("configs/default.py"), str(file)).runs()
 
 
 def test_runs_are_combined():
@@ -172,4 +172,4 @@ def test_runs_are_combined():
 
 def test_every_sweep_of_the_house_is_one():
     for path in (ROOT / "configs/sweeps").glob("*.py"):
-        assert len(make_runs(cli.load_config("configs/shakespeare_char.py"), str(path))) > 1
+        assert len(SweepFile(cli.load_config("configs/shakespeare_char.py"), str(path)).runs()) > 1
