@@ -46,7 +46,7 @@ def test_thousand_prompts_in_eight_programs(sizes, max_seq_len, monkeypatch):
     model = make_model("gpt", **sizes | {"max_seq_len": max_seq_len, "num_layers": 1})
     shapes = []
 
-    def score(model, params, inputs, targets):
+    def score(model, params, inputs, targets, context):
         shapes.append(inputs.shape)
         return targets.astype(np.float32), targets > 30
 
