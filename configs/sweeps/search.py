@@ -5,8 +5,10 @@ Command:   pip install 'gptjax[search]'
                --sweep configs/sweeps/search.py --sweepdir runs/search --num_trials 50
 """
 
+from typing import Any
 
-def get_hyper(h):
+
+def get_hyper(h: Any) -> list[dict[str, Any]]:
     """One point with three ranges; each trial chooses within them."""
     return h.product(
         [

@@ -79,9 +79,9 @@ def test_the_command_serves_and_drains(tmp_path):
                         chunks += 1
                 assert event == "data: [DONE]" or event == ""
             assert chunks > 50
-            with pytest.raises(httpx.TransportError):
-                httpx.get(f"{url}/health")
         assert process.wait(30) == 0
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{url}/health")
         assert KEY not in process.stdout.read() + process.stderr.read()
     finally:
         process.kill()
