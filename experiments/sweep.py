@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--launcher vmap takes no ranges; use --launcher local")
     runs = sweep.runs()
     if arguments.launcher == "vmap":
-        together.check([run.config for run in runs])
+        together.check(runs, folder)
     file, given = _config_arguments(argv)
 
     def command(run: Run) -> list[str]:
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
                 if run not in waiting:
                     _say(run, f"{outcomes[run.name]} before")
             if arguments.launcher == "vmap":
-                found, stopped = together.train_together({run.name: run.config for run in waiting}, folder)
+                found, stopped = together.train_together(waiting, folder)
             else:
                 found, stopped = launch.run_all(Given(waiting), start, arguments.parallel, arguments.retries, _say)
             outcomes |= found

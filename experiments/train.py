@@ -209,10 +209,9 @@ def train_on(
     """
     import jax
 
-    from gptjax.data.pipeline import empty_batch, eval_batches, target_bytes, train_batches
+    from gptjax.data.pipeline import empty_batch, train_batches
     from gptjax.distributed.processes import data_share, is_first, make_vote, to_global
     from gptjax.distributed.sharding import batch_sharding, tree_shardings
-    from gptjax.evaluation.perplexity import evaluate
     from gptjax.finetuning import lora, preference
     from gptjax.finetuning.start import start_from
     from gptjax.models import make_model
@@ -313,17 +312,7 @@ def train_on(
         return float(eval_step(state.model_params, micro_batch(batch))["loss_sum"])
 
     def run_evaluation(state: Any) -> dict[str, float]:
-        with cli.user_errors():
-            batches = eval_batches(
-                data,
-                batch_size=config.train.batch_size // every,
-                cross_document=config.data.cross_document,
-                max_batches=config.eval.max_batches or None,
-            )
-            results = evaluate(eval_step, state.eval_params, batches, target_bytes(data), put)
-        if config.data.objective in ("dpo", "classification", "question_answering"):
-            del results["eval/perplexity"]  # there are no tokens to be perplexed by
-        return results
+        return evaluate(config, data, eval_step, state.eval_params, put)[0]
 
     bar = tqdm(
         total=config.train.num_train_steps,
@@ -377,6 +366,25 @@ def train_on(
     if is_first() and config.profile.steps and (workdir / "profile").exists():
         print(top_operations(workdir / "profile", train_step.as_text() or ""), file=sys.stderr)
     return model, lora.merge(state.eval_params), stopped
+
+
+def evaluate(config: ConfigDict, data: Any, eval_step: Any, params: Any, put: Any) -> list[dict[str, float]]:
+    """What the validation split says of each model whose sums `eval_step` returns."""
+    from gptjax.data.pipeline import eval_batches, target_bytes
+    from gptjax.evaluation.perplexity import evaluate_each
+
+    with cli.user_errors():
+        batches = eval_batches(
+            data,
+            batch_size=config.train.batch_size // config.train.accumulation_steps,
+            cross_document=config.data.cross_document,
+            max_batches=config.eval.max_batches or None,
+        )
+        results = evaluate_each(eval_step, params, batches, target_bytes(data), put)
+    if config.data.objective in ("dpo", "classification", "question_answering"):
+        for result in results:
+            del result["eval/perplexity"]  # there are no tokens to be perplexed by
+    return results
 
 
 def with_reference(data: Any, workdir: pathlib.Path, score: Any, step: int, batch_size: int) -> Any:

@@ -16,7 +16,7 @@ def evaluate(
     token_bytes: np.ndarray | None,
     put: Callable[[dict[str, np.ndarray]], Any],
 ) -> dict[str, float]:
-    """Averages over every target of `batches`.
+    """Averages over every target of `batches`; `evaluate_each` for one model.
 
     Args:
       eval_step: from `training.step.make_eval_step`, jitted; what it sums up besides is averaged too.
@@ -34,12 +34,29 @@ def evaluate(
     Raises:
       ValueError: if no batch has a target.
     """
+    return evaluate_each(eval_step, params, batches, token_bytes, put)[0]
+
+
+def evaluate_each(
+    eval_step: Callable[[Params, Batch], Metrics],
+    params: Params,
+    batches: Iterator[dict[str, np.ndarray]],
+    token_bytes: np.ndarray | None,
+    put: Callable[[dict[str, np.ndarray]], Any],
+) -> list[dict[str, float]]:
+    """The same for N models at once: `eval_step` returns sums [N]."""
     sums = []
     num_bytes = 0.0
     for batch in batches:
         sums.append(eval_step(params, put(batch)))
         if token_bytes is not None:
             num_bytes += float(np.sum(token_bytes[batch["targets"]] * batch["loss_weights"], dtype=np.float64))
+    columns = [{name: np.atleast_1d(value) for name, value in s.items()} for s in sums]
+    num_models = len(columns[0]["tokens"]) if columns else 1
+    return [_averages([{n: x[i] for n, x in s.items()} for s in columns], num_bytes) for i in range(num_models)]
+
+
+def _averages(sums: list[dict[str, float]], num_bytes: float) -> dict[str, float]:
     nats, correct, tokens = (sum(float(s[name]) for s in sums) for name in ("loss_sum", "correct", "tokens"))
     if not tokens:
         raise ValueError("there is nothing to evaluate: no batch has a target")

@@ -57,6 +57,10 @@ class Checkpoints:
         """The steps of whole checkpoints, ascending."""
         return sorted(int(m.parent.name) for m in self.path.glob(f"*/{MANIFEST}") if m.parent.name.isdigit())
 
+    def whole_steps(self) -> list[int]:
+        """The steps of checkpoints whose files are as they were written, ascending; damaged ones are named on stderr."""
+        return [step for step in self.steps() if self._verified(step) is not None]
+
     def save(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
         """Copies `state` off the devices and writes it in the background; first waits for the save before.
 
@@ -152,11 +156,12 @@ class Checkpoints:
                 raise ValueError(f"{folder / name} is damaged: its hash is not the one in {MANIFEST}")
         return manifest
 
-    def restore(self, abstract: TrainState) -> Restored | None:
+    def restore(self, abstract: TrainState, last: int | None = None) -> Restored | None:
         """Loads the latest checkpoint that is whole, passing over damaged ones with a line on stderr.
 
         Args:
           abstract: shapes, dtypes and shardings of the state to load.
+          last: later checkpoints are dropped.
 
         Returns:
           None if there is no checkpoint.
@@ -164,7 +169,7 @@ class Checkpoints:
         Raises:
           ValueError: there are checkpoints, and all are damaged, or what was frozen is.
         """
-        manifest = from_first(self._latest)
+        manifest = from_first(lambda: self._latest(last))
         if manifest is None:
             return None
         targets = {"params": abstract.params, "ema": abstract.ema, "training": _rest(abstract)}
@@ -175,7 +180,7 @@ class Checkpoints:
             self.verify(FROZEN)
             state = state._replace(**ocp.load_checkpointables(self.path / FROZEN, {FROZEN: abstract.frozen}))
         if is_first():
-            # Later ones are damaged: the run writes them again.
+            # Later ones are damaged, or not wanted: the run writes them again.
             for damaged in self.steps():
                 if damaged > manifest["step"]:
                     shutil.rmtree(self.path / str(damaged))
@@ -184,9 +189,9 @@ class Checkpoints:
                 (self.path / BEST).unlink()
         return Restored(state, manifest["record"])
 
-    def _latest(self) -> dict[str, Any] | None:
+    def _latest(self, last: int | None) -> dict[str, Any] | None:
         """The manifest of the latest whole checkpoint, without its files; None if there is no checkpoint at all."""
-        for step in reversed(self.steps()):
+        for step in reversed([step for step in self.steps() if last is None or step <= last]):
             manifest = self._verified(step)
             if manifest is not None:
                 return {name: manifest[name] for name in ("step", "record")}
