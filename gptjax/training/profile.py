@@ -38,7 +38,7 @@ def top_operations(folder: str | pathlib.Path, hlo: str, count: int = 15) -> str
                 counts[name] += 1
     parts = dict(re.findall(r'^\s*(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"', hlo, re.MULTILINE))
     total = sum(seconds.values())
-    rows = [f"{'share':>6} {'ms':>9} {'runs':>6}  operation ({total:.3f} s in all)"]
+    rows = [f"{'share':>6} {'ms':>9} {'runs':>6}  operation ({1e3 * total:.2f} ms in all)"]
     for name in sorted(seconds, key=seconds.__getitem__, reverse=True)[:count]:
         share = seconds[name] / total
         rows.append(f"{share:6.1%} {1e3 * seconds[name]:9.2f} {counts[name]:6}  {name}  {parts.get(name, '')[-80:]}")

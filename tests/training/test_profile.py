@@ -28,9 +28,7 @@ def test_the_longest_operation_is_found_and_nothing_is_counted_twice(tmp_path):
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=1)
     (heavy,) = [row.split() for row in rows if "heavy" in row]  # the other program's products are not there
     assert heavy[2] == "3"
-    assert sum(float(row.split()[1]) for row in rows) == pytest.approx(
-        1e3 * float(head.split("(")[1].split()[0]), rel=0.01
-    )
+    assert sum(float(row.split()[1]) for row in rows) == pytest.approx(float(head.split("(")[1].split()[0]), rel=0.01)
     loop = [row for row in rows if "while" in row.split()[3]]
     assert all(float(row.split("%")[0]) < 50 for row in loop)  # what it calls is not its own
 
