@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import errno
 import json
+import os
 import pathlib
 import re
 import runpy
@@ -63,13 +64,15 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parses `argv`; with a config, the result's `config` is the locked ConfigDict, overrides applied.
 
+        Its `config_flags` are the flags that gave it, for a command that starts others.
+
         Raises:
           UserError: anything wrong with the command line.
           SystemExit: code 0, after --help.
         """
         if not self.takes_config:
             return self.parse_args(argv)
-        overrides, rest = split_overrides(argv)
+        overrides, rest = _split_overrides(argv)
         if "-h" in rest or "--help" in rest:
             known, _ = argparse.ArgumentParser.parse_known_args(self, [a for a in rest if a not in ("-h", "--help")])
             config = load_config(known.config or "configs/default.py", overrides)
@@ -77,6 +80,7 @@ class Parser(argparse.ArgumentParser):
         arguments = self.parse_args(rest)
         if arguments.config is None:
             self.error("--config FILE is required")
+        arguments.config_flags = ["--config", arguments.config, *(f"--config.{n}={text}" for n, text in overrides)]
         arguments.config = load_config(arguments.config, overrides)
         return arguments
 
@@ -90,13 +94,18 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
 def exit_code(main: Callable[[], int]) -> int:
     """Calls `main` and returns its code, or that of the error it raises, after a line on stderr."""
     try:
-        return main()
+        code = main()
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read what was printed has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -114,7 +123,7 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
     Raises:
       UserError: no such file, an unknown field, or text that is not of the field's type.
     """
-    file = next((p for p in (pathlib.Path(path), CONFIGS.parent / path) if p.is_file()), None)
+    file = find_file(path)
     if file is None:
         shipped = sorted(f"configs/{p.name}" for p in CONFIGS.glob("*.py") if p.stem not in ("__init__", "default"))
         raise UserError(f"--config {path}: no such file; there are {', '.join(shipped)}")
@@ -129,6 +138,11 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
         section, _, leaf = name.rpartition(".")
         (config[section] if section else config)[leaf] = _parse_value(name, text, fields[name])
     return config.lock()
+
+
+def find_file(path: str) -> pathlib.Path | None:
+    """The file at `path`, or of that name beside the installed `configs/`."""
+    return next((p for p in (pathlib.Path(path), CONFIGS.parent / path) if p.is_file()), None)
 
 
 def unknown_field(name: str, fields: dict[str, Any]) -> str:
@@ -174,7 +188,7 @@ def _parse_value(name: str, text: str, default: Any) -> Any:
         raise UserError(f"config.{name}={text!r} is not {_KINDS[type(default)]}") from error
 
 
-def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+def _split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Takes `--config.a.b=value` and `--config.a.b value` out of a command line."""
     overrides, rest = [], []
     arguments = iter(argv)

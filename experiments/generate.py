@@ -8,12 +8,13 @@ prompt is the source.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         else:
             write_file(writer, read_prompts(arguments.prompts))
     seconds = time.perf_counter() - started
-    metrics = {"generation/tokens": writer.num_tokens[0], "generation/seconds": seconds}
+    metrics = {"generation/tokens": writer.num_tokens, "generation/seconds": seconds}
     cli.write_report(arguments.json, environment(), [arguments.seed], metrics)
     return 0
 
@@ -103,21 +104,22 @@ def check(parser: cli.Parser, a: argparse.Namespace) -> None:
         parser.error("--stop '' must not be empty")
 
 
-class Writer(NamedTuple):
+@dataclasses.dataclass
+class Writer:
     """A model ready to write.
 
     Attributes:
       arguments: the command line.
       engine, draft: of the model and of the one that guesses, or None.
       tokenizer: the model's.
-      num_tokens: [how many were written].
+      num_tokens: how many were written.
     """
 
     arguments: argparse.Namespace
     engine: Any
     draft: Any
     tokenizer: Any
-    num_tokens: list[int]
+    num_tokens: int = 0
 
 
 def open_writer(a: argparse.Namespace) -> Writer:
@@ -130,7 +132,7 @@ def open_writer(a: argparse.Namespace) -> Writer:
     num_slots = min(32, 1 << (num_texts - 1).bit_length())
     engine = Engine(model, params, num_slots=num_slots, weights=a.weights)
     draft = Engine(*gptjax.load(a.draft)[:2], weights=a.weights) if a.draft else None
-    return Writer(a, engine, draft, tokenizer, [0])
+    return Writer(a, engine, draft, tokenizer)
 
 
 def new_ids(w: Writer, prompts: list[Any], sources: list[Any] | None, eos_ids: list[int]) -> Iterator[tuple[int, Any]]:
@@ -176,7 +178,7 @@ def pieces(w: Writer, prompts: list[Any], *, answers: bool = False) -> Iterator[
         contexts = [[] for _ in contexts]
     streams = [TextStream(w.tokenizer.decode, w.arguments.stop, context) for context in contexts]
     for index, ids in new_ids(w, prompts, sources, sorted(eos_ids)):
-        w.num_tokens[0] += len(ids)
+        w.num_tokens += len(ids)
         if text := "".join(streams[index].add(int(token)) for token in ids):
             yield index, text
         if all(stream.stopped for stream in streams):
@@ -273,6 +275,7 @@ def converse(w: Writer) -> None:
             return
         if line == "/reset":
             turns = []
+        if not line.strip() or line == "/reset":
             continue
         if w.engine.memory_len:
             prompt = prompt_of(w, line)
@@ -287,7 +290,7 @@ def converse(w: Writer) -> None:
                 answer += text
                 print(text, end="", flush=True)
         except KeyboardInterrupt:
-            pass  # ends the answer, not the conversation
+            w.engine.reset()  # ends the answer, wherever it was, and not the conversation
         except ValueError as error:  # such as a line too long for the context
             print(f"error: {error}", file=sys.stderr)
             turns = turns[:-1]

@@ -18,8 +18,8 @@ class Range(NamedTuple):
 
     def at(self, share: float) -> float:
         """The number at a share of the way."""
-        if isinstance(self.low, int) and isinstance(self.high, int) and not self.log:
-            return min(self.high, self.low + int(share * (self.high - self.low + 1)))
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return min(self.high, int(Range(float(self.low), self.high + 1.0, self.log).at(share)))
         if self.log:
             return float(np.exp(np.log(self.low) + share * (np.log(self.high) - np.log(self.low))))
         return self.low + share * (self.high - self.low)

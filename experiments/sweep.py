@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from experiments import build, cli, hyper, launch, together
 from experiments.launch import Given, Job, Run
-from experiments.train import is_finished
+from gptjax.analysis.runs import status
 from gptjax.training.metrics import read_metrics
 
 
@@ -60,10 +60,9 @@ def main(argv: Sequence[str]) -> int:
     runs = sweep.runs()
     if arguments.launcher == "vmap":
         together.check(runs, folder)
-    file, given = _config_arguments(argv)
 
     def command(run: Run) -> list[str]:
-        train = [sys.executable, "-m", "experiments.train", "--config", file, *given]
+        train = [sys.executable, "-m", "experiments.train", *arguments.config_flags]
         return [*train, *run.overrides, "--workdir", str(folder / run.name)]
 
     def start(run: Run, place: int) -> Job:
@@ -88,24 +87,19 @@ def main(argv: Sequence[str]) -> int:
             for run in runs:
                 if run not in waiting:
                     _say(run, f"{outcomes[run.name]} before")
-            if arguments.launcher == "vmap":
+            if not waiting:
+                stopped = 0
+            elif arguments.launcher == "vmap":
                 found, stopped = together.train_together(waiting, folder)
+                outcomes |= found
             else:
                 found, stopped = launch.run_all(Given(waiting), start, arguments.parallel, arguments.retries, _say)
-            outcomes |= found
+                outcomes |= found
     print_results(outcomes, folder)
     if stopped:
         print(f"stopped; to go on, type the same command again: {shlex.join(sys.orig_argv)}", file=sys.stderr)
         return 128 + stopped
     return int(any(outcome not in ("finished", "diverged", "pruned") for outcome in outcomes.values()))
-
-
-def _config_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The config's file, and its overrides as they were given."""
-    overrides, rest = cli.split_overrides(argv)
-    file = next(b if a == "--config" else a.partition("=")[2] for a, b in zip(rest, [*rest[1:], ""], strict=True)
-                if a == "--config" or a.startswith("--config="))  # fmt: skip
-    return file, [f"--config.{name}={value}" for name, value in overrides]
 
 
 class SweepFile:
@@ -121,7 +115,7 @@ class SweepFile:
 
     def __init__(self, config: ConfigDict, path: str):
         self.config, self.path, self.known = config, path, cli.flatten(config)
-        file = next((p for p in (pathlib.Path(path), cli.CONFIGS.parent / path) if p.is_file()), None)
+        file = cli.find_file(path)
         if file is None:
             raise cli.UserError(f"--sweep {path}: no such file")
         functions = runpy.run_path(str(file))
@@ -214,11 +208,9 @@ def lock(folder: pathlib.Path, kind: int) -> Iterator[None]:
 
 def outcome_so_far(run: Run, workdir: pathlib.Path) -> str:
     """'finished' or 'diverged', which are not run again, or 'waiting'."""
-    if is_finished(run.config, workdir):
-        return "finished"
-    last = (read_metrics(workdir / "metrics.jsonl") or [{}])[-1]
-    bad = any(name in last and last[name] is None for name in ("train/loss", "train/loss_after"))
-    return "diverged" if bad else "waiting"
+    lines = read_metrics(workdir / "metrics.jsonl")
+    found = status(workdir, cli.flatten(run.config), lines) if lines else "waiting"
+    return found if found in ("finished", "diverged") else "waiting"
 
 
 def _say(run: Run, what: str) -> None:

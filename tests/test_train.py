@@ -114,12 +114,15 @@ def test_generate_from_a_file_and_in_conversation(finished, folder):
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(line["prompt"], line["sample"]) for line in lines] == [("abc", 0), ("abc", 1), ("de", 0), ("de", 1)]
     assert run([*generate, "--prompt", "de"]).stdout == "de" + lines[2]["text"] + "\n"
+    left = subprocess.Popen([*generate, "--prompt", "a"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    left.stdout.close()  # as `| head` does
+    assert left.wait() == 1 and "BrokenPipe" not in left.stderr.read()
     refused = run([*generate, "--prompts", str(folder / "prompts.jsonl"), "--output", str(out)])
     assert refused.returncode == 2 and "exists" in refused.stderr
     (folder / "wrong.jsonl").write_text('{"prompt": "abc"}\n{"promt": "de"}\n')
     refused = run([*generate, "--prompts", str(folder / "wrong.jsonl")])
     assert refused.returncode == 2 and "wrong.jsonl, line 2" in refused.stderr and not refused.stdout
-    said = subprocess.run([*generate, "--interactive"], input="a\n/reset\na\n", capture_output=True, text=True)
+    said = subprocess.run([*generate, "--interactive"], input="a\n\n/reset\na\n", capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     first, second = said.stdout.splitlines()[:1], said.stdout.splitlines()[-1:]
     assert first == second

@@ -93,6 +93,8 @@ def test_runs_trained_in_one_program_are_as_if_alone(folder):
     result = run(arguments)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("finished") == 4
+    again = run(arguments)
+    assert again.returncode == 0 and again.stdout == result.stdout and again.stderr.count("finished before") == 4
     changes = {name.replace(".", "__"): value for name, value in SHORT.items()}
     for rate, seed in ((0.001, 0), (0.003, 1)):
         together = folder / "runs" / f"learning_rate={rate},seed={seed}"
@@ -168,6 +170,8 @@ def test_runs_are_combined():
     assert {run["seed"] for run in drawn} == {0, 1, 2, 3} and {run["name"] for run in drawn} == {"x", "y"}
     assert all(1e-4 <= run["rate"] <= 1e-2 for run in drawn)
     assert 150 < sum(run["rate"] < 1e-3 for run in drawn) < 250
+    widths = [run["width"] for run in hyper.sample(400, {"width": hyper.Range(1, 100, log=True)})]
+    assert {type(width) for width in widths} == {int} and min(widths) == 1 and 150 < sum(w < 10 for w in widths) < 250
 
 
 def test_every_sweep_of_the_house_is_one():
