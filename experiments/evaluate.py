@@ -130,7 +130,7 @@ def main(argv: Sequence[str]) -> int:
     options = platform.compiler_options(model.config.dtype)
     eval_step = jax.jit(make_eval_step(model), compiler_options=options)
     with cli.user_errors():
-        results = evaluate(eval_step, params, batches, target_bytes(data), lambda batch: batch)
+        [results] = evaluate(eval_step, params, batches, target_bytes(data), lambda batch: batch)
     print(f"step {step}: {describe(results)}, over {results['eval/tokens']:,.0f} targets")
     cli.write_report(arguments.json, environment(), [config["seed"]], results | {"step": step})
     return 0

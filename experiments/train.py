@@ -371,7 +371,7 @@ def train_on(
 def evaluate(config: ConfigDict, data: Any, eval_step: Any, params: Any, put: Any) -> list[dict[str, float]]:
     """What the validation split says of each model whose sums `eval_step` returns."""
     from gptjax.data.pipeline import eval_batches, target_bytes
-    from gptjax.evaluation.perplexity import evaluate_each
+    from gptjax.evaluation import perplexity
 
     with cli.user_errors():
         batches = eval_batches(
@@ -380,7 +380,7 @@ def evaluate(config: ConfigDict, data: Any, eval_step: Any, params: Any, put: An
             cross_document=config.data.cross_document,
             max_batches=config.eval.max_batches or None,
         )
-        results = evaluate_each(eval_step, params, batches, target_bytes(data), put)
+        results = perplexity.evaluate(eval_step, params, batches, target_bytes(data), put)
     if config.data.objective in ("dpo", "classification", "question_answering"):
         for result in results:
             del result["eval/perplexity"]  # there are no tokens to be perplexed by

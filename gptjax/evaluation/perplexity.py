@@ -15,36 +15,26 @@ def evaluate(
     batches: Iterator[dict[str, np.ndarray]],
     token_bytes: np.ndarray | None,
     put: Callable[[dict[str, np.ndarray]], Any],
-) -> dict[str, float]:
-    """Averages over every target of `batches`; `evaluate_each` for one model.
+) -> list[dict[str, float]]:
+    """Averages over every target of `batches`, for one model, or for N that are stacked.
 
     Args:
-      eval_step: from `training.step.make_eval_step`, jitted; what it sums up besides is averaged too.
-      params: of the model.
+      eval_step: from `training.step.make_eval_step`, jitted, its sums scalars or, of N models, [N]; what it sums up besides
+        is averaged too.
+      params: of the model or models.
       batches: host batches [B, T]; rows without targets count for nothing.
       token_bytes: [V], the UTF-8 bytes each token stands for, if the targets are text read in order; None if they are not.
       put: places a batch on the devices.
 
     Returns:
-      `eval/loss` (nats a token), `eval/perplexity`, `eval/accuracy` (the share of targets that the likeliest token hits),
-      `eval/tokens` (how many targets there are), and, unless bytes are unknown, `eval/bits_per_byte`: all nats over the
-      bytes of the targets, which does not depend on the tokenizer. What a model is given (a prefix, a source) counts for
-      nothing in it.
+      For each model `eval/loss` (nats a token), `eval/perplexity`, `eval/accuracy` (the share of targets that the likeliest
+      token hits), `eval/tokens` (how many targets there are), and, unless bytes are unknown, `eval/bits_per_byte`: all nats
+      over the bytes of the targets, which does not depend on the tokenizer. What a model is given (a prefix, a source)
+      counts for nothing in it.
 
     Raises:
       ValueError: if no batch has a target.
     """
-    return evaluate_each(eval_step, params, batches, token_bytes, put)[0]
-
-
-def evaluate_each(
-    eval_step: Callable[[Params, Batch], Metrics],
-    params: Params,
-    batches: Iterator[dict[str, np.ndarray]],
-    token_bytes: np.ndarray | None,
-    put: Callable[[dict[str, np.ndarray]], Any],
-) -> list[dict[str, float]]:
-    """The same for N models at once: `eval_step` returns sums [N]."""
     sums = []
     num_bytes = 0.0
     for batch in batches:

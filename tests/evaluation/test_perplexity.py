@@ -22,7 +22,7 @@ def test_sums_over_batches_of_unequal_targets(sizes):
     for batch in batches:  # half of the targets are what the model says
         likeliest = np.asarray(model.apply({"params": params}, batch["inputs"])).argmax(-1)
         batch["targets"] = np.where(rng.random((4, 16)) < 0.5, likeliest, batch["targets"])
-    results = evaluate(jax.jit(make_eval_step(model)), params, iter(batches), token_bytes, lambda batch: batch)
+    [results] = evaluate(jax.jit(make_eval_step(model)), params, iter(batches), token_bytes, lambda batch: batch)
 
     nats, hits, num_bytes = [], [], 0.0
     for batch in batches:
@@ -45,7 +45,7 @@ def test_sums_over_batches_of_unequal_targets(sizes):
 def test_no_bits_per_byte_where_bytes_are_unknown(token_bytes):
     sums = {"loss_sum": 6.0, "correct": 1.0, "tokens": 3.0}
     batch = {"targets": np.zeros((1, 3), np.int32), "loss_weights": np.ones((1, 3), np.float32)}
-    results = evaluate(lambda *_: sums, {}, iter([batch]), token_bytes, lambda batch: batch)
+    [results] = evaluate(lambda *_: sums, {}, iter([batch]), token_bytes, lambda batch: batch)
     assert results == {"eval/loss": 2.0, "eval/perplexity": np.exp(2.0), "eval/accuracy": 1 / 3, "eval/tokens": 3.0}
     with pytest.raises(ValueError, match="nothing to evaluate"):
         evaluate(lambda *_: dict.fromkeys(sums, 0.0), {}, iter([batch]), token_bytes, lambda batch: batch)
