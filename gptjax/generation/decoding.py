@@ -219,7 +219,7 @@ def prefill(
     positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
     inputs = prompt_inputs(model, last + 1)
     if source is not None:
-        inputs = {"memory": encode(model, params, *source), "encoder_segment_ids": source[1]}
+        inputs |= {"memory": encode(model, params, *source), "encoder_segment_ids": source[1]}
     logits, cache = model.apply({"params": params}, tokens, positions, cache, last=last, **inputs, method=model.decode)
     return logits[:, 0].astype(jnp.float32), cache
 
@@ -292,7 +292,7 @@ def decode(
     num_slots, vocab_size = slots.logits.shape
     inputs = prompt_inputs(model, slots.positions - slots.written)
     if slots.memory_segments is not None:
-        inputs = {"encoder_segment_ids": slots.memory_segments}
+        inputs |= {"encoder_segment_ids": slots.memory_segments}
     rows = jnp.arange(num_slots)
     start_active = slots.active
     written = Written(

@@ -246,28 +246,10 @@ class Engine:
             max_tokens = 1  # who has a slot does not wait for those who write
         return self._write(max_tokens) if any(self._texts) else []
 
-    def generate(
-        self,
-        prompts: Sequence[np.ndarray],
-        *,
-        max_new_tokens: int,
-        eos_ids: Sequence[int] = (),
-        sampling: Sampling = Sampling(),  # noqa: B008 - immutable
-        num_samples: int = 1,
-        seed: int = 0,
-        sources: Sequence[np.ndarray] | None = None,
-    ) -> list[np.ndarray]:
-        """Continues prompts, when nothing else is under way; see `generate` for what it takes, gives and raises."""
-        new: list[list[int]] = [[] for _ in range(len(prompts) * max(1, num_samples))]
-        for i, tokens in self.stream(
-            prompts,
-            max_new_tokens=max_new_tokens,
-            eos_ids=eos_ids,
-            sampling=sampling,
-            num_samples=num_samples,
-            seed=seed,
-            sources=sources,
-        ):
+    def generate(self, prompts: Sequence[np.ndarray], *, num_samples: int = 1, **arguments: Any) -> list[np.ndarray]:
+        """Collects what `stream`, which has the same arguments, writes; see `generate` for what it gives."""
+        new: list[list[int]] = [[] for _ in range(len(prompts) * num_samples)]
+        for i, tokens in self.stream(prompts, num_samples=num_samples, **arguments):
             new[i] += tokens.tolist()
         return [np.array(ids, np.int32) for ids in new]
 
@@ -283,8 +265,11 @@ class Engine:
         sources: Sequence[np.ndarray] | None = None,
         tokens_at_once: int = _TOKENS_AT_ONCE,
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Does what `generate` does, and yields (the text's number, new ids) as they come, up to `tokens_at_once`; to
-        leave the iteration ends the texts."""
+        """Continues prompts, when nothing else is under way; see `generate` for what it takes and raises.
+
+        Yields:
+          (the text's number, up to `tokens_at_once` new ids) as they come; to leave the iteration ends the texts.
+        """
         if num_samples < 1:
             raise ValueError(f"num_samples {num_samples} must be at least 1")
         if sources is not None and len(sources) != len(prompts):
