@@ -65,7 +65,7 @@ class ServedModel:
     ) -> None:
         model, params, tokenizer = loaded
         self.name, self.tokenizer, self.created = name, tokenizer, int(time.time())
-        self.is_encoder_decoder = isinstance(model, EncoderDecoder)
+        self.is_encoder_decoder, self.is_prefix_lm = isinstance(model, EncoderDecoder), model.config.prefix_lm
         self.vocab_size = model.config.vocab_size
         self.max_len = engine.cache_len if engine else model.config.max_seq_len
         turn_end = tokenizer.special_id("<|im_end|>")

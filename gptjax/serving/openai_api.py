@@ -181,6 +181,8 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         raise APIError(400, "max_tokens 0 asks for nothing without echo", None, "max_tokens")
     if body.best_of not in (None, body.n):
         raise APIError(400, f"best_of {body.best_of} must be n, which is {body.n}", None, "best_of")
+    if model.is_prefix_lm and body.echo and body.logprobs is not None:
+        raise APIError(400, "a prefix LM reads its prompt in both directions, which has no logprobs", None, "echo")
     if model.is_encoder_decoder and body.echo:
         raise APIError(400, "an encoder-decoder does not continue its prompt, so it cannot echo it", None, "echo")
     if body.suffix is not None and not all(isinstance(text, str) for text in texts):
