@@ -4,12 +4,14 @@ import base64
 import io
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from gptjax.analysis.scaling import ScalingLaw
+if TYPE_CHECKING:  # every training run draws its loss, and need not wait for what only reports use
+    import pandas as pd
+
+    from gptjax.analysis.scaling import ScalingLaw
 
 
 def plot_losses(lines: list[dict[str, Any]], path: pathlib.Path) -> None:
@@ -89,7 +91,7 @@ def curves(panels: Mapping[str, Mapping[str, np.ndarray]], name: str) -> str:
     return _svg(figure)
 
 
-def heat_map(values: pd.DataFrame, name: str, *, lower_is_better: bool) -> str:
+def heat_map(values: "pd.DataFrame", name: str, *, lower_is_better: bool) -> str:
     """Draws a table of numbers, its best cell framed; returns an SVG in base64."""
     from matplotlib.figure import Figure
 
@@ -118,7 +120,7 @@ def heat_map(values: pd.DataFrame, name: str, *, lower_is_better: bool) -> str:
     return _svg(figure)
 
 
-def iso_flops(law: ScalingLaw, points: pd.DataFrame, name: str) -> str:
+def iso_flops(law: "ScalingLaw", points: "pd.DataFrame", name: str) -> str:
     """Draws a scaling law's loss against parameters for equal FLOPs, its optima, and the runs; returns an SVG in base64.
 
     Args:

@@ -153,9 +153,12 @@ def _curves(runs: Runs, summary: Summary) -> list[tuple[str, str]]:
                 continue
             lines: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {group: [] for group in summary.groups["group"]}
             for run, rows in runs.metrics.dropna(subset=[name, axis]).groupby("run", observed=True):
+                if len(rows) < 2:  # a point is no curve
+                    continue
                 y = rows[name].ewm(span=max(1, len(rows) / 25)).mean() if name == "train/loss" else rows[name]
                 lines[group_of[str(run)]].append((rows[axis].to_numpy(), y.to_numpy()))
-            panels[label] = {group: _band(curves) for group, curves in lines.items() if curves}
+            if any(lines.values()):
+                panels[label] = {group: _band(curves) for group, curves in lines.items() if curves}
         title = (
             f"{name}{', smoothed' if name == 'train/loss' else ''}: mean over seeds, and from the lowest to the highest"
         )
