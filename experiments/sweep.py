@@ -34,13 +34,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sweepdir", metavar="D", help="the folder of the runs' folders (required)")
     parser.add_argument(
         "--launcher",
-        choices=("local", "vmap"),
+        choices=("local", "vmap", "ray"),
         default="local",
-        help="processes, or one program for all runs",
+        help="processes here, one program for all runs, or jobs on the cluster of RAY_ADDRESS or a head started here",
     )
-    parser.add_argument("--parallel", type=int, default=1, help="runs at once; on CPU each gets its share of the cores")
+    parser.add_argument(
+        "--parallel", type=int, help="runs at once: here 1 if not given, and on CPU each gets its share of the cores"
+    )
     parser.add_argument("--retries", type=int, default=2, help="how often a run that crashes is started again")
     parser.add_argument("--num_trials", type=int, metavar="N", help="of a search: runs in all, on all its machines")
+    parser.add_argument("--ray_resources", metavar="R", help="of each job, as in CPU=8,TPU=4; CPU=1, if not given")
+    parser.add_argument("--ray_labels", metavar="L", help="of its node, as in ray.io/tpu-topology=2x2")
     parser.add_argument("--dry_run", action="store_true", help="print the commands and start nothing")
     arguments = parser.parse(argv)
     for flag in ("sweep", "sweepdir"):
@@ -55,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
     sweep = SweepFile(arguments.config, arguments.sweep)
     if bool(sweep.ranges) != (arguments.num_trials is not None):
         parser.error(f"--num_trials N is for ranges, and --sweep {arguments.sweep} holds {sweep.ranges or 'none'}")
+    if arguments.launcher != "ray" and (arguments.ray_resources or arguments.ray_labels):
+        parser.error("--ray_resources and --ray_labels go with --launcher ray")
     if sweep.ranges and arguments.launcher == "vmap":
         parser.error("--launcher vmap takes no ranges; use --launcher local")
     runs = sweep.runs()
@@ -65,9 +71,17 @@ def main(argv: Sequence[str]) -> int:
         train = [sys.executable, "-m", "experiments.train", *arguments.config_flags]
         return [*train, *run.overrides, "--workdir", str(folder / run.name)]
 
-    def start(run: Run, place: int) -> Job:
-        return launch.start_process(command(run), folder / run.name, place, arguments.parallel)
+    parallel = arguments.parallel or (max(len(runs), arguments.num_trials or 1) if arguments.launcher == "ray" else 1)
 
+    def start(run: Run, place: int) -> Job:
+        if jobs is not None:
+            return jobs.start(command(run), folder / run.name)
+        return launch.start_process(command(run), folder / run.name, place, parallel)
+
+    resources = pairs("--ray_resources", arguments.ray_resources or "CPU=1", float)
+    labels = pairs("--ray_labels", arguments.ray_labels or "", str)
+    if arguments.launcher == "ray":
+        from experiments.ray_jobs import Jobs
     if sweep.ranges:
         from experiments.search import Search
     if arguments.dry_run:
@@ -75,10 +89,11 @@ def main(argv: Sequence[str]) -> int:
             print(shlex.join(command(run)))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
+    jobs = Jobs(resources, labels) if arguments.launcher == "ray" else None
     with lock(folder, fcntl.LOCK_SH if sweep.ranges else fcntl.LOCK_EX):
         if sweep.ranges:
             search = Search(folder, sweep, arguments.num_trials)
-            _, stopped = launch.run_all(search, start, arguments.parallel, arguments.retries, _say)
+            _, stopped = launch.run_all(search, start, parallel, arguments.retries, _say)
             outcomes = search.outcomes()
         else:
             (folder / "sweep.json").write_text(json.dumps({run.name: command(run) for run in runs}, indent=2) + "\n")
@@ -93,13 +108,25 @@ def main(argv: Sequence[str]) -> int:
                 found, stopped = together.train_together(waiting, folder)
                 outcomes |= found
             else:
-                found, stopped = launch.run_all(Given(waiting), start, arguments.parallel, arguments.retries, _say)
+                found, stopped = launch.run_all(Given(waiting), start, parallel, arguments.retries, _say)
                 outcomes |= found
     print_results(outcomes, folder)
     if stopped:
         print(f"stopped; to go on, type the same command again: {shlex.join(sys.orig_argv)}", file=sys.stderr)
         return 128 + stopped
     return int(any(outcome not in ("finished", "diverged", "pruned") for outcome in outcomes.values()))
+
+
+def pairs(flag: str, text: str, kind: type) -> dict[str, Any]:
+    """'A=1,B=2' as a dict.
+
+    Raises:
+      UserError: another form, or a value that is not of its kind.
+    """
+    try:
+        return {name: kind(value) for name, value in (pair.split("=") for pair in text.split(",") if pair)}
+    except ValueError as error:
+        raise cli.UserError(f"{flag} {text!r} is not NAME={'NUMBER' if kind is float else 'TEXT'},...") from error
 
 
 class SweepFile:

@@ -8,11 +8,13 @@ invariance  a step is the same on every mesh of 4 and 8 devices, cut and compile
 batches  greedy texts do not depend on the batch; on the model file named by $SMOLLM2
 faults   runs hit by SIGKILL, SIGTERM, SIGSTOP, full disks, damaged files, for ten minutes
 serve    the server's suite with many drawn requests and the page in Chromium; with $SMOLLM2 also 10 minutes of load
+ray      a sweep of 4 as Ray jobs, on a head of its own and submitted to two nodes; needs the extra `ray`
 mup      the best learning rate of narrow and wide models, with muP and without
 plan     what `experiments.plan` compiles for slices that are not here, beside MaxText's; needs the extra `plan`
 """
 
 import argparse
+import importlib.util
 import importlib.util
 import json
 import math
@@ -301,7 +303,8 @@ def serve(folder: pathlib.Path) -> Rows:
         return [*rows, ("load", "skipped: name the model file in $SMOLLM2", True)]
     report = folder / "serve.json"
     load = ["--systems", "ours", "--clients", "8,64", "--seconds", "300", "--json", str(report)]
-    done = runs.run([sys.executable, "-m", "benchmarks.serve", "--model", model, *load])
+    load = [sys.executable, "-m", "benchmarks.serve", "--model", model, *load]
+    done = subprocess.run(load, env=runs.environment(), cwd=runs.ROOT)  # longer than `runs.run` waits
     found = json.loads(report.read_text())["metrics"]
     for number in ("8 clients", "64 clients"):
         ours = {
@@ -314,6 +317,15 @@ def serve(folder: pathlib.Path) -> Rows:
         )
         rows.append((number, figure, not ours["lost"] and growth <= 0.05))
     return [*rows, ("programs compiled under load", f"{found['ours/compiled']:.0f}", not done.returncode)]
+
+
+def ray(folder: pathlib.Path) -> Rows:
+    """Sweeps as Ray jobs, on a head of their own and on two nodes of this machine."""
+    if importlib.util.find_spec("ray") is None:
+        return [("ray", "skipped: pip install -e '.[ray]'", True)]
+    suite = subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/sweeps/test_ray.py"], env=runs.environment(),
+                           cwd=runs.ROOT, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    return [("tests/sweeps/test_ray.py", suite.stdout.splitlines()[-1], not suite.returncode)]
 
 
 def mup(folder: pathlib.Path, widths: tuple[int, ...] = (64, 128, 256, 512), steps: int = 60) -> Rows:
@@ -372,6 +384,7 @@ PARTS: dict[str, Callable[[pathlib.Path], Rows]] = {
     "invariance": invariance,
     "serve": serve,
     "mup": mup,
+    "ray": ray,
     "plan": plan,
     "batches": batches,
     "faults": faults,

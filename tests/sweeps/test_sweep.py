@@ -5,13 +5,14 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
 from experiments import cli, hyper
-from experiments.sweep import SweepFile
+from experiments.sweep import SweepFile, main
 from tests.runs import ROOT, TINY, assert_same_run, command, environment, losses, run, train_command, write_corpus
 
 SHORT = {"train.num_train_steps": 24, "eval.every_steps": 12, "model.num_layers": 1, "checkpoint.every_steps": 2}
@@ -177,3 +178,20 @@ def test_runs_are_combined():
 def test_every_sweep_of_the_house_is_one():
     for path in (ROOT / "configs/sweeps").glob("*.py"):
         assert len(SweepFile(cli.load_config("configs/shakespeare_char.py"), str(path)).runs()) > 1
+
+
+@pytest.mark.parametrize(
+    ("library", "runs", "flags"),
+    [
+        ("ray", 'h.sweep("config.seed", [1])', ["--launcher", "ray"]),
+        ("optuna", 'h.sweep("config.model.dropout", h.Range(0.0, 0.5))', ["--num_trials", "2"]),
+    ],
+)
+def test_a_missing_extra_is_named(folder, monkeypatch, capsys, library, runs, flags):
+    for module in ("experiments.ray_jobs", "experiments.search"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    arguments = sweep_command(folder, f"def get_hyper(h):\n    return {runs}\n", *flags)
+    assert cli.exit_code(lambda: main(arguments[3:])) == 2
+    extra = {"ray": "ray", "optuna": "search"}[library]
+    assert f"pip install 'gptjax[{extra}]'" in capsys.readouterr().err and not (folder / "runs").exists()
