@@ -15,7 +15,6 @@ plan     what `experiments.plan` compiles for slices that are not here, beside M
 
 import argparse
 import importlib.util
-import importlib.util
 import json
 import math
 import os
