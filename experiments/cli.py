@@ -123,14 +123,8 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
     Raises:
       UserError: no such file, an unknown field, or text that is not of the field's type.
     """
-    file = find_file(path)
-    if file is None:
-        shipped = sorted(f"configs/{p.name}" for p in CONFIGS.glob("*.py") if p.stem not in ("__init__", "default"))
-        raise UserError(f"--config {path}: no such file; there are {', '.join(shipped)}")
-    try:
-        config = runpy.run_path(str(file))["get_config"]()
-    except KeyError as error:
-        raise UserError(f"--config {path}: it has no function get_config()") from error
+    shipped = sorted(f"configs/{p.name}" for p in CONFIGS.glob("*.py") if p.stem not in ("__init__", "default"))
+    config = function_of("--config", path, "get_config", f"; there are {', '.join(shipped)}")()
     fields = flatten(config)
     for name, text in overrides:
         if name not in fields:
@@ -140,9 +134,23 @@ def load_config(path: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
     return config.lock()
 
 
-def find_file(path: str) -> pathlib.Path | None:
-    """The file at `path`, or of that name beside the installed `configs/`."""
-    return next((p for p in (pathlib.Path(path), CONFIGS.parent / path) if p.is_file()), None)
+def function_of(flag: str, path: str, name: str, hint: str = "") -> Callable[..., Any]:
+    """The function that a Python file, which a flag named, defines; the file may also lie beside the installed `configs/`.
+
+    Raises:
+      UserError: no such file, followed by `hint`; no such function, or a file that is not Python.
+    """
+    file = next((p for p in (pathlib.Path(path), CONFIGS.parent / path) if p.is_file()), None)
+    if file is None:
+        raise UserError(f"{flag} {path}: no such file{hint}")
+    try:
+        return runpy.run_path(str(file))[name]
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    except KeyError as error:
+        if error.args != (name,):
+            raise
+        raise UserError(f"{flag} {path}: it has no function {name}()") from error
 
 
 def unknown_field(name: str, fields: dict[str, Any]) -> str:

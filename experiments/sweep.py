@@ -13,7 +13,6 @@ import json
 import math
 import pathlib
 import re
-import runpy
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -142,14 +141,9 @@ class SweepFile:
 
     def __init__(self, config: ConfigDict, path: str):
         self.config, self.path, self.known = config, path, cli.flatten(config)
-        file = cli.find_file(path)
-        if file is None:
-            raise cli.UserError(f"--sweep {path}: no such file")
-        functions = runpy.run_path(str(file))
-        if "get_hyper" not in functions:
-            raise cli.UserError(f"--sweep {path}: it has no function get_hyper(h)")
+        get_hyper = cli.function_of("--sweep", path, "get_hyper")
         with cli.user_errors():
-            found = functions["get_hyper"](hyper)
+            found = get_hyper(hyper)
         if not found:
             raise cli.UserError(f"--sweep {path}: it holds no runs")
         self.points = [{n.removeprefix("config."): self._typed(n, v) for n, v in run.items()} for run in found]

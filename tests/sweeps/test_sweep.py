@@ -160,6 +160,13 @@ def test_what_is_wrong_in_a_sweep_is_said_before_anything_starts(tmp_path, text,
         SweepFile(cli.load_config("configs/default.py"), str(file)).runs()
 
 
+def test_a_file_that_is_no_sweep_is_named(tmp_path):
+    for text, words in (("def get_hyper(h) return 1", "line 1: expected"), ("x = 1", "no function get_hyper()")):
+        (tmp_path / "sweep.py").write_text(text)
+        with pytest.raises(cli.UserError, match=re.escape(words)):
+            SweepFile(cli.load_config("configs/default.py"), str(tmp_path / "sweep.py"))
+
+
 def test_runs_are_combined():
     a, b = hyper.sweep("a", [1, 2]), hyper.sweep("b", "xy")
     assert hyper.product([a, b]) == [{"a": i, "b": j} for i in (1, 2) for j in "xy"]
