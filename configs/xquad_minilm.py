@@ -6,8 +6,8 @@ Paper:     Artetxe et al., 2020, arXiv:1910.11856; recipe of Devlin et al., 2018
 Data:      google-deepmind/xquad on GitHub: 1,190 questions on 240 paragraphs of 48 articles, of which a fifth of the
            questions
            or more, with all that is asked about an article, is held out. MINILM as in sst2_minilm.py
-Hardware:  2 CPU cores (AMD EPYC, Zen 5): to be measured
-Result:    to be measured
+Hardware:  2 CPU cores (AMD EPYC, Zen 5), other work beside it: 3.4 s a step, 28 min
+Result:    seed 0: 45.3 % of the 508 ends of held-out answers are hit; exact match and F1 are still to be measured
 """
 
 from ml_collections import ConfigDict

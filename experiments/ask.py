@@ -54,12 +54,17 @@ def main(argv: Sequence[str]) -> int:
     passages = list(read_passages(pathlib.Path(arguments.documents)))
 
     from gptjax import pipeline
+    from gptjax.models import BERT
     from gptjax.pipelines import embeddings
     from gptjax.workdir import environment
 
     with cli.user_errors():
         retriever = pipeline("feature-extraction", arguments.retriever)
         reader = pipeline("question-answering", arguments.reader)
+        if not isinstance(retriever.model, BERT):
+            raise cli.UserError(
+                f"--retriever {arguments.retriever} is a {type(retriever.model).__name__}; texts are compared by an encoder"
+            )
         longest = retriever.model.config.max_seq_len
 
         def embed(texts: Sequence[str]) -> np.ndarray:
