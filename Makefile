@@ -10,7 +10,7 @@ PART ?= all
 help:
 	@echo "make train     train a small GPT on the Python standard library, evaluate it, sample from it"
 	@echo "make test      lint, types, and the test suite"
-	@echo "make verify    the long checks: PART=crash|start|quality|learn|invariance|batches|faults|serve|ray|mup|plan|all"
+	@echo "make verify    the long checks: PART=crash|start|quality|learn|invariance|batches|faults|serve|ray|mup|plan|notebooks|all"
 	@echo "make setup     the virtual environment .venv alone"
 	@echo "make referee   .venv-referee with torch and transformers, for golden files and benchmarks"
 

@@ -10,6 +10,7 @@ faults   runs hit by SIGKILL, SIGTERM, SIGSTOP, full disks, damaged files, for t
 serve    the server's suite with many drawn requests and the page in Chromium; with $SMOLLM2 also 10 minutes of load
 ray      a sweep of 4 as Ray jobs, on a head of its own and submitted to two nodes; needs the extra `ray`
 mup      the best learning rate of narrow and wide models, with muP and without
+notebooks  every notebook of colab/, headless, with its small settings
 plan     what `experiments.plan` compiles for slices that are not here, beside MaxText's; needs the extra `plan`
 """
 
@@ -327,6 +328,25 @@ def ray(folder: pathlib.Path) -> Rows:
     return [("tests/sweeps/test_ray.py", suite.stdout.splitlines()[-1], not suite.returncode)]
 
 
+def notebooks(folder: pathlib.Path) -> Rows:
+    """Every notebook, from its first cell to its last."""
+    from nbclient.exceptions import CellExecutionError
+
+    from colab import pair
+    from tests.test_colab import execute
+
+    rows: Rows = []
+    for name in pair.NOTEBOOKS:
+        started, error = time.monotonic(), ""
+        (folder / name).mkdir()
+        try:
+            execute(name, folder / name)
+        except CellExecutionError as found:
+            error = f"; {found.ename}: {found.evalue}"
+        rows.append((name, f"{time.monotonic() - started:.0f} s{error}", not error))
+    return rows
+
+
 def mup(folder: pathlib.Path, widths: tuple[int, ...] = (64, 128, 256, 512), steps: int = 60) -> Rows:
     """Which of a grid of powers of two is the best learning rate at each width, on the standard library's bytes."""
     rows: Rows = []
@@ -383,6 +403,7 @@ PARTS: dict[str, Callable[[pathlib.Path], Rows]] = {
     "invariance": invariance,
     "serve": serve,
     "mup": mup,
+    "notebooks": notebooks,
     "ray": ray,
     "plan": plan,
     "batches": batches,
