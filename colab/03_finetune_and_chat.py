@@ -52,6 +52,7 @@ def run(command):
 # of models there are to start from; then the fine-tuning, its evaluation, and a conversation.
 
 # %%
+import atexit
 import json
 import pathlib
 import socket
@@ -110,7 +111,7 @@ for axes, (name, model) in zip(panels, models.items(), strict=True):
 
     found = jax.jit(outputs)(np.vstack([changed, tokens]))
     influence = np.abs(found[:-1] - found[-1:]).max(axis=-1)  # [changed j, output i]
-    axes.imshow(influence.T > 1e-5, cmap="Blues", vmax=2)
+    axes.imshow(influence.T > 1e-5, cmap="Blues", vmin=0, vmax=2)
     axes.set(title=name, xlabel="input token j", ylabel="output i")
 plt.show()
 
@@ -231,6 +232,7 @@ words = [
     "128",
 ]
 server = subprocess.Popen([sys.executable, *words], env=ENVIRONMENT)
+atexit.register(server.terminate)
 while True:  # until it has compiled its programs
     if server.poll() is not None:
         raise RuntimeError(f"the server ended with code {server.returncode}")
@@ -243,19 +245,14 @@ while True:  # until it has compiled its programs
 # %%
 from openai import OpenAI
 
-client, messages = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none"), []
-for question in ("Hello! Are you a robot?", "Who made you?"):
-    messages.append({"role": "user", "content": question})
+client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+for question in ("Who are you?", "Who made you?"):
     print(f"you:   {question}\nmodel: ", end="")
-    answer = ""
     for chunk in client.chat.completions.create(
-        model="chat", messages=messages[-1:], max_tokens=24, temperature=0, stream=True
+        model="chat", messages=[{"role": "user", "content": question}], max_tokens=24, temperature=0, stream=True
     ):
-        piece = chunk.choices[0].delta.content or ""
-        print(piece, end="", flush=True)
-        answer += piece
+        print(chunk.choices[0].delta.content or "", end="", flush=True)
     print()
-    messages.append({"role": "assistant", "content": answer})
 server.terminate()
 print("the server ended with code", server.wait())
 

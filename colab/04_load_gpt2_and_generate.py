@@ -114,7 +114,8 @@ for axes, temperature in zip(panels, (0.5, 1.0, 1.5), strict=True):
     axes.bar(range(15), probabilities[order], color=np.where(nucleus, "tab:blue", "lightgray"))
     axes.set_xticks(range(15), [repr(tokenizer.decode([token])) for token in order], rotation=90)
     axes.set_title(f"temperature {temperature}; blue: top-p 0.9")
-panels[0].set_ylabel(f"probability after {PROMPT!r}")
+panels[0].set_ylabel("probability")
+figure.suptitle(f"after {PROMPT!r}")
 plt.show()
 
 # %% [markdown]
@@ -152,7 +153,7 @@ from gptjax.generation.beam import beam_search
 
 
 @jax.jit
-def log_probability(ids, given):
+def log_probability(params, ids, given):
     """Of ids [T], the sum over all after the first `given`."""
     scores = jax.nn.log_softmax(model.apply({"params": params}, ids[None, :-1])[0].astype(jnp.float32))
     found = jnp.take_along_axis(scores, ids[1:, None], axis=1)[:, 0]
@@ -161,7 +162,7 @@ def log_probability(ids, given):
 
 (beams,) = beam_search(engine, [ids], num_beams=5, max_new_tokens=NEW, eos_ids=[tokenizer.eos_id])
 for name, new in {"greedy": written["greedy"], "beam search": beams[0][0]}.items():
-    total = log_probability(np.concatenate([ids, new]), len(ids))
+    total = log_probability(params, np.concatenate([ids, new]), len(ids))
     print(f"--- {name}: {total / max(1, len(new)):.3f} a token\n{PROMPT}{tokenizer.decode(new)}")
 
 # %% [markdown]
@@ -169,7 +170,8 @@ for name, new in {"greedy": written["greedy"], "beam search": beams[0][0]}.items
 #
 # Written naively, each new token reads the whole text again. But the keys and values of earlier tokens do not change,
 # for they never see later ones. So they are kept, $2 L G d$ numbers a token ($G$ heads that keep them, $d$ numbers
-# each), and a new token costs one column instead of a table. The texts are the same, the time is not:
+# each), and a new token costs one column instead of a table. The texts
+# are the same, unless rounding decides between two tokens that are as likely; the time is not:
 
 # %%
 padded = np.zeros(len(ids) + NEW, np.int32)

@@ -110,8 +110,8 @@ plt.show()
 # %% [markdown]
 # ## Ask the compiler
 #
-# The very training step is compiled for the pod that is not here. What comes out is exact as to memory and traffic. The
-# time is a prediction, from the compiler's own estimate of cycles and the links' bandwidth: between everything
+# The very training step is compiled for the pod that is not here. Memory and traffic are the compiler's own account.
+# The time is a prediction, from the compiler's own estimate of cycles and the links' bandwidth: between everything
 # overlapping and nothing.
 
 # %%
@@ -121,7 +121,7 @@ run(f"experiments.plan --config {CONFIG} --topology {TOPOLOGY} --json plan.json"
 plan = json.loads(pathlib.Path("plan.json").read_text())["metrics"]
 unit, size_of = ("GB", 1e9) if FOR_TPU else ("MB", 1e6)
 parts = {name: plan[f"bytes/{name}"] / size_of for name in ("weights", "optimizer", "temporaries")}
-figure, axes = plt.subplots(figsize=(7, 1.6), layout="constrained")
+figure, axes = plt.subplots(figsize=(7, 1.7), layout="constrained")
 left = 0.0
 for name, size in parts.items():
     axes.barh(0, size, left=left, label=f"{name}: {size:.3g} {unit}")
@@ -129,7 +129,7 @@ for name, size in parts.items():
 if "bytes/usable" in plan:
     axes.axvline(plan["bytes/usable"] / size_of, color="gray", linestyle="--")
 axes.set(xlabel=f"{unit} a device, {TOPOLOGY}", yticks=[])
-axes.legend()
+figure.legend(loc="outside upper center", ncols=3)
 plt.show()
 
 # %% [markdown]

@@ -1,7 +1,12 @@
 """The notebooks: each .ipynb is its .py, what they share has one source, and the first runs whole, headless."""
 
+import importlib.util
+import os
 import pathlib
 import re
+import subprocess
+import sys
+import types
 
 import jupytext
 import nbclient
@@ -42,6 +47,24 @@ def test_badges_and_installations_name_one_repository(monkeypatch):
     for text in [pair.readme(readme), *map(pair.script, pair.NOTEBOOKS)]:
         places = re.findall(r"(?:git\+https://github\.com|research\.google\.com/github)/([\w-]+/[\w-]+)", text)
         assert places and set(places) == {"else/where"}
+
+
+@pytest.mark.parametrize(("accelerator", "backend"), [("libtpu", "jax[tpu]"), ("gpu", "jax[cuda12]"), ("", "jax")])
+def test_colab_installs_jax_with_its_plugin_once_and_restarts(monkeypatch, accelerator, backend):
+    """The set-up cell where Colab is, with what it would start written down."""
+    cell = jupytext.read(pair.FOLDER / "03_finetune_and_chat.py").cells[1].source
+    done, installed = [], {accelerator}
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in installed or None)
+    monkeypatch.setattr(os.path, "exists", lambda path: accelerator == "gpu")
+    monkeypatch.setattr(subprocess, "run", lambda words, check: done.append(words[5:]))
+    monkeypatch.setattr(os, "kill", lambda process, number: done.append(process))
+    exec(cell, {})
+    url = f"gptjax[serve] @ git+{pair.REPOSITORY_URL}"
+    assert done == [[url, "openai", backend], os.getpid()]
+    installed.add("gptjax")
+    exec(cell, {})
+    assert len(done) == 2
 
 
 def test_the_first_notebook_trains_is_killed_and_goes_on(tmp_path):
