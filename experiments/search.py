@@ -42,6 +42,7 @@ class Search(Given):
             storage=JournalStorage(JournalFileBackend(str(folder / "search.log"))),
             study_name="sweep",
             load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(),
             pruner=optuna.pruners.MedianPruner(),
         )
         self._running: dict[str, tuple[optuna.Trial, IO[str]]] = {}
