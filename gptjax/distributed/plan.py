@@ -207,17 +207,27 @@ def plan(lowered: Any, slices: Slices, sizes: Mapping[str, int]) -> Plan:
         if needed is None:
             raise
         return Plan(needed, usable, compile_seconds=time.perf_counter() - start)
-    seconds = {
-        "compile_seconds": time.perf_counter() - start,
-        "compile_cpu_seconds": time.process_time() - cpu,
-    }
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     m = compiled.memory_analysis()
     needed = m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
     if (
         slices.chip is not None
     ):  # whose compiler's sum of temporaries counts some memory twice; the peak is what it checks
         needed = m.peak_memory_in_bytes
-    cost = program_cost(compiled.as_text())
+    return Plan(
+        needed,
+        usable,
+        m.argument_size_in_bytes,
+        m.temp_size_in_bytes,
+        seconds,
+        cpu_seconds,
+        **predict(compiled.as_text(), slices, sizes),
+    )
+
+
+def predict(text: str, slices: Slices, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The fields of a `Plan` about time, from a compiled program's text; the arguments are those of `plan`."""
+    cost, chip = program_cost(text), slices.chip
     transfers: dict[tuple[str, str], Transfer] = {}
     layout = slices.within_slice(sizes)
     for collective, count in cost.collectives.items():
@@ -226,20 +236,14 @@ def plan(lowered: Any, slices: Slices, sizes: Mapping[str, int]) -> Plan:
         transfer.count += count
         transfer.num_bytes += count * sent
         transfer.seconds += count * took
-    chip = slices.chip
     kernels = 0.0 if chip is None else cost.kernel_flops / chip.flops
-    return Plan(
-        needed,
-        usable,
-        m.argument_size_in_bytes,
-        m.temp_size_in_bytes,
-        **seconds,
-        compute_seconds=None if chip is None else cost.cycles / chip.clock + kernels,
-        kernel_seconds=kernels,
-        transfers=transfers,
-        uncosted=cost.uncosted,
-        unknown_loops=cost.unknown_loops,
-    )
+    return {
+        "compute_seconds": None if chip is None else cost.cycles / chip.clock + kernels,
+        "kernel_seconds": kernels,
+        "transfers": transfers,
+        "uncosted": cost.uncosted,
+        "unknown_loops": cost.unknown_loops,
+    }
 
 
 @contextlib.contextmanager
