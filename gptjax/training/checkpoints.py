@@ -75,7 +75,7 @@ class Checkpoints:
         self.wait()
         target, frozen = self.path / str(step), self.path / FROZEN
         if state.frozen is not None and not from_first(lambda: self._make_room(frozen)):
-            with _full_disk_as_os_error(frozen):
+            with _full_disk_as_os_error(frozen), _uncompressed():
                 ocp.save_checkpointables(frozen, {FROZEN: state.frozen})
             if is_first():
                 _write_manifest(frozen, {})
@@ -85,7 +85,7 @@ class Checkpoints:
         if jax.default_backend() == "cpu":
             # Orbax would write from the very memory that the next step overwrites.
             items = jax.tree.map(lambda x: x.copy(), items)
-        with _full_disk_as_os_error(target):
+        with _full_disk_as_os_error(target), _uncompressed():
             response = ocp.save_checkpointables_async(target, {k: v for k, v in items.items() if v is not None})
         self._writer = threading.Thread(target=self._finish, args=(target, response, {"step": step, "record": record}))
         self._writer.start()
@@ -250,6 +250,13 @@ def _write_manifest(folder: pathlib.Path, content: dict[str, Any]) -> None:
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     digests = {str(file.relative_to(folder)): _digest(file) for file in files}
     write_json(folder / MANIFEST, content | {"files": digests})
+
+
+def _uncompressed() -> ocp.Context:
+    """Float numbers barely shrink, and compressing them takes the processor from the training beside it."""
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    return context
 
 
 @contextlib.contextmanager
