@@ -22,6 +22,7 @@ def main(argv: Sequence[str]) -> int:
     config = arguments.config
     build.check(config)
 
+    from gptjax.data.objectives import texts_per_row
     from gptjax.data.pipeline import eval_batches
 
     with cli.user_errors():
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     lengths: list[int] = []
     num_targets = 0
     for batch in eval_batches(data, "train", batch_size=64):
-        for tokens, is_target, targets in examples(batch):
+        for tokens, is_target, targets in examples(batch, texts_per_row(data.objective.name, data.seq_len)):
             if len(lengths) < arguments.num_examples:
                 print(f"--- example {len(lengths) + 1}, {len(tokens)} tokens, {targets} ---")
                 print(marked(data.tokenizer, tokens, is_target, before, after))
@@ -48,23 +49,26 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def examples(batch: dict[str, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
-    """Yields each document of a batch: its tokens, a source's before its target's; which are predicted; that in words."""
+def examples(
+    batch: dict[str, np.ndarray], num_texts: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+    """Yields each document of a batch: its tokens, a source's before its target's; which are predicted; that in words.
+
+    `num_texts` is what rows have room for where something is asked of whole texts.
+    """
     for row in range(len(batch["inputs"])):
         segments = batch["segment_ids"][row]
         for number in range(1, 1 + int(segments.max())):
             here = segments == number
             tokens, wanted = batch["inputs"][row][here], batch["targets"][row]
             weights = batch["loss_weights"][row]
-            if len(weights) < len(segments):  # one thing, or two, of the whole
+            if num_texts:  # one thing, or two, of the whole
+                asked = wanted.reshape(num_texts, -1)[number - 1]
                 is_target = np.zeros(len(tokens), bool)
-                if len(weights) == 2:
-                    is_target[wanted[0] : wanted[1] + 1] = True
-                yield (
-                    tokens,
-                    is_target,
-                    f"label {wanted[0]}" if len(weights) == 1 else f"answer at {wanted[0]} to {wanted[1]}",
-                )
+                if len(asked) == 2:
+                    asked = asked - np.argmax(here)
+                    is_target[asked[0] : asked[1] + 1] = True
+                yield tokens, is_target, f"{'label' if len(asked) == 1 else 'answer at'} {' to '.join(map(str, asked))}"
                 continue
             is_target = weights[here] > 0
             if (tokens[1:] == wanted[here][:-1]).all():  # the next token, which the last target adds

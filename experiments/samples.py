@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from gptjax.data.objectives import texts_per_row
 from gptjax.data.pipeline import PackedData, eval_batches
 
 
@@ -115,12 +116,15 @@ def _choices(config: ConfigDict, model: Any, params: Any, data: PackedData) -> l
             return str(choice[0])
         return _text(data, batch["inputs"][row][choice[0] : choice[1] + 1])
 
-    return [
-        f"text:   {_text(data, batch['inputs'][row][batch['segment_ids'][row] > 0])}\n"
-        f"output: {said(row, choice)}\ntarget: {said(row, batch['targets'][row])}"
-        for row, choice in enumerate(np.asarray(choices))
-        if batch["loss_weights"][row].any()
+    num_texts = texts_per_row(config.data.objective, data.seq_len) or 1
+    asked = [np.asarray(x).reshape(len(x), num_texts, -1) for x in (choices, batch["targets"])]
+    texts = [
+        f"text:   {_text(data, batch['inputs'][row][batch['segment_ids'][row] == text + 1])}\n"
+        f"output: {said(row, asked[0][row, text])}\ntarget: {said(row, asked[1][row, text])}"
+        for row, segments in enumerate(batch["segment_ids"])
+        for text in range(segments.max())
     ]
+    return texts[: config.eval.num_samples]
 
 
 def _fillings(config: ConfigDict, model: Any, params: Any, data: PackedData) -> list[str]:

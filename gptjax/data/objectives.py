@@ -14,6 +14,7 @@ OBJECTIVES = ("causal", "prefix", "fim", "masked", "span", "seq2seq", *SUPERVISE
 # Those whose targets are a text, read in order (for 'fim' its three parts): bits per byte means something.
 TEXT_IN_ORDER = ("causal", "prefix", "fim", "seq2seq", "sft")
 NUM_SENTINELS = 100  # T5's
+_ASKED = {"classification": 1, "question_answering": 2}  # of each text: a label; an answer's first and last token
 _FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 Example = dict[str, np.ndarray]
@@ -39,7 +40,7 @@ class Objective(NamedTuple):
 
     def frame(self) -> dict[str, bool]:
         """Whether the end token opens and closes what a model is given: a document, or the source of an encoder-decoder."""
-        is_source, is_whole = self.name in ("span", "seq2seq"), self.name in ("classification", "question_answering")
+        is_source, is_whole = self.name in ("span", "seq2seq"), self.name in _ASKED
         opens = not is_source and self.name not in ("sft", "dpo")
         return {"opens": opens, "closes": is_source or is_whole or self.name == "masked"}
 
@@ -61,13 +62,20 @@ def decoder_start(tokenizer: Tokenizer) -> int:
     return tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
 
 
+def texts_per_row(name: str, seq_len: int) -> int | None:
+    """The most texts in a row of the objectives that ask one thing or two of each text; None for the others."""
+    shortest = {"classification": 8, "question_answering": 64}.get(name)  # tokens of a text, or more would have room
+    return shortest and -(-seq_len // shortest)
+
+
 def target_len(objective: Objective, seq_len: int) -> int:
-    """T, the length of `targets`: for 'span' not that of a row, nor for those that ask one thing or two of a row.
+    """T, the length of `targets`: for 'span' not that of a row, nor for those that ask one thing or two of each text.
 
     A span costs its tokens and a sentinel, a document an end. There is room for a document every 16 tokens.
     """
     if objective.name != "span":
-        return {"classification": 1, "question_answering": 2}.get(objective.name, seq_len)
+        num_texts = texts_per_row(objective.name, seq_len)
+        return num_texts * _ASKED[objective.name] if num_texts else seq_len
     needed = seq_len * objective.mask_rate * (1 + 1 / objective.span_length) + seq_len / 16
     return min(seq_len, 8 * -(-round(needed) // 8))
 
@@ -97,8 +105,9 @@ def make_objective(
         return seq2seq
     if objective.name in ("sft", "dpo"):
         return sft
-    if objective.name in ("classification", "question_answering"):
-        return functools.partial(of_the_whole, num_targets=1 if objective.name == "classification" else 2)
+    if objective.name in _ASKED:
+        shape = (target_len(objective, seq_len) // _ASKED[objective.name], _ASKED[objective.name])
+        return functools.partial(of_the_whole, shape=shape)
     ids = np.array([tokenizer.special_id(name) for name in special_tokens(objective.name)], np.int32)
     if objective.name == "fim":
         return functools.partial(fim, rate=objective.fim_rate, fim_ids=ids, eos_id=tokenizer.eos_id)
@@ -299,14 +308,21 @@ def sft(row: np.ndarray, rng: np.random.Generator) -> Example:
     return _example(inputs, targets, segment_ids, positions, is_target)
 
 
-def of_the_whole(row: np.ndarray, rng: np.random.Generator, *, num_targets: int) -> Example:
-    """Predicts a label, or the first and last token of an answer: `targets` and `loss_weights` are [`num_targets`].
+def of_the_whole(row: np.ndarray, rng: np.random.Generator, *, shape: tuple[int, int]) -> Example:
+    """Predicts of each text its label, or where in the row its answer begins and ends.
 
-    Adds int32 [S] `token_types`.
+    `targets` and `loss_weights` are [N * A] for `shape` (N, A): those of the first text, the second, ..., and zeros. Adds
+    int32 [S] `token_types`.
     """
     inputs, targets, segment_ids, positions, token_types = row
-    weights = np.repeat(segment_ids[:1] > 0, num_targets)
-    return _example(inputs, targets[:num_targets], segment_ids, positions, weights) | {"token_types": token_types}
+    starts = np.flatnonzero((positions == 0) & (segment_ids > 0))
+    asked, weights = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    asked[: len(starts)] = targets[starts[:, None] + np.arange(shape[1])]
+    if shape[1] == 2:
+        asked[: len(starts)] += starts[:, None].astype(np.int32)
+    weights[: len(starts)] = True
+    example = _example(inputs, asked.ravel(), segment_ids, positions, weights.ravel())
+    return example | {"token_types": token_types}
 
 
 def _encoder_decoder(decoder: np.ndarray, encoder: np.ndarray) -> Example:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 _BLOCK_TOKENS = 1 << 20  # worked on at once, whatever the length of a document
+_OPEN_ROWS = 8  # that whole examples may join: SST-2 then fills 98 % of rows of 96 tokens, with one open row 86 %
 
 
 def pack(documents: Iterable[np.ndarray], *, seq_len: int, eos_id: int) -> Iterator[np.ndarray]:
@@ -87,8 +88,10 @@ def pack_pairs(
         yield row
 
 
-def pack_whole(groups: Iterable[Sequence[np.ndarray]], *, seq_len: int, alone: bool = False) -> Iterator[np.ndarray]:
-    """Packs examples, in order and each whole, into rows as long as they have room.
+def pack_whole(
+    groups: Iterable[Sequence[np.ndarray]], *, seq_len: int, most: int | None = None
+) -> Iterator[np.ndarray]:
+    """Packs examples, each whole, into the fullest of some open rows that has room.
 
     >>> for row in pack_whole([[np.array([[5, 6], [6, 7], [0, 1]])], [np.array([[8], [9], [1]])]], seq_len=4):
     ...     print(row.tolist())
@@ -98,23 +101,31 @@ def pack_whole(groups: Iterable[Sequence[np.ndarray]], *, seq_len: int, alone: b
       groups: examples [3, n] each: inputs, targets and another field; those of a group come into the same row, and together
         are no longer than `seq_len`.
       seq_len: T.
-      alone: give each group its own row.
+      most: the most examples in a row; None for no limit.
 
     Yields:
       int32 [5, T]: inputs, targets, segment_ids, positions and the other field, as `pack` has them.
     """
-    row, used, number = np.zeros((5, seq_len), np.int32), 0, 0
+
+    def num_used(row: np.ndarray) -> int:
+        return int(np.count_nonzero(row[2]))
+
+    rows: list[np.ndarray] = []
     for group in groups:
-        if number and (alone or used + sum(example.shape[1] for example in group) > seq_len):
-            yield row
-            row, used, number = np.zeros((5, seq_len), np.int32), 0, 0
+        room = seq_len - sum(example.shape[1] for example in group)
+        fitting = [r for r in rows if num_used(r) <= room and r[2].max() + len(group) <= (most or seq_len)]
+        if not fitting:
+            if len(rows) == _OPEN_ROWS:
+                rows.sort(key=num_used)
+                yield rows.pop()
+            fitting = [np.zeros((5, seq_len), np.int32)]
+            rows += fitting
+        row = max(fitting, key=num_used)
         for inputs, targets, other in group:
-            number += 1
-            here = slice(used, used + len(inputs))
-            row[:, here] = np.stack([inputs, targets, np.full(len(inputs), number), np.arange(len(inputs)), other])
-            used += len(inputs)
-    if number:
-        yield row
+            used, length, number = num_used(row), len(inputs), row[2].max() + 1
+            fields = [inputs, targets, np.full(length, number), np.arange(length), other]
+            row[:, used : used + length] = np.stack(fields)
+    yield from rows
 
 
 def _blocks(documents: Iterable[np.ndarray], size: int, eos_id: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -28,12 +28,13 @@ from gptjax.data.objectives import (
     decoder_start,
     make_objective,
     special_tokens,
+    texts_per_row,
 )
 from gptjax.data.rows import open_rows, row_dtype, write_rows
 from gptjax.data.tokenizers import KINDS, Tokenizer, build_tokenizer
 
 TOO_LONG = ("error", "drop", "truncate")
-_FORMAT = 2  # of the rows on disk; a new number leaves those of the old format alone
+_FORMAT = 3  # of the rows on disk; a new number leaves those of the old format alone
 _EVAL_SEED = 1 << 32  # no run's: theirs are below
 
 Batch = dict[str, np.ndarray]
@@ -290,7 +291,7 @@ def _write(
     how: dict[str, Any] = {
         "start_id": decoder_start(tokenizer) if is_pairs else None,
         "encode": make_encoder(objective.name, tokenizer, seq_len) if is_supervised else None,
-        "alone": objective.name in ("classification", "question_answering"),
+        "most": texts_per_row(objective.name, seq_len),
         "too_long": too_long,
     }
     counts = {split: write_rows(folder, split, d, tokenizer, seq_len, **how) for split, d in corpus.splits.items()}

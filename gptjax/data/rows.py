@@ -48,7 +48,7 @@ def write_rows(
     *,
     start_id: int | None = None,
     encode: Encode | None = None,
-    alone: bool = False,
+    most: int | None = None,
     too_long: str = "drop",
 ) -> dict[str, int]:
     """Tokenizes and packs the documents of `split` into `folder`.
@@ -56,7 +56,7 @@ def write_rows(
     Args:
       start_id: where documents are pairs, what a decoder's input begins with.
       encode: where they are records, what makes examples of them.
-      alone: each example gets a row of its own.
+      most: of examples that are read whole, how many a row may have; None for others.
       too_long: of pairs and examples that do not fit in a row, 'truncate' cuts the ends off, and the rest leaves them out.
 
     Returns:
@@ -95,13 +95,16 @@ def write_rows(
                 is_long = any(_length(group) > seq_len for group in groups)
                 counts["num_too_long"] += is_long
                 if is_long and too_long == "truncate":
-                    groups = [[_cut(example, seq_len // len(group), alone) for example in group] for group in groups]
-                    groups = [group for group in groups if alone or all(other.any() for _, _, other in group)]
+                    groups = [
+                        [_cut(example, seq_len // len(group), most is not None) for example in group]
+                        for group in groups
+                    ]
+                    groups = [group for group in groups if most or all(other.any() for _, _, other in group)]
                 if not is_long or too_long == "truncate":
                     yield from groups
 
         if encode is not None:
-            packed = pack_whole(examples(encode), seq_len=seq_len, alone=alone)
+            packed = pack_whole(examples(encode), seq_len=seq_len, most=most)
         elif start_id is None:
             packed = pack((ids for (ids,) in tokenize()), seq_len=seq_len, eos_id=tokenizer.eos_id)
         else:

@@ -1,5 +1,7 @@
 """The encoder-only BERT (Devlin et al., 2018, arXiv:1810.04805): blocks that see both ways, a pooler, a head."""
 
+from typing import Any
+
 import flax.linen as nn
 
 from gptjax.array_types import Array
@@ -39,6 +41,7 @@ class BERT(nn.Module):
         positions: Array | None = None,
         segment_ids: Array | None = None,
         token_types: Array | None = None,
+        num_texts: int | None = None,
         dropout_rate: Array | None = None,
     ) -> Array:
         """Applies the head to the hidden states.
@@ -48,6 +51,7 @@ class BERT(nn.Module):
           positions: [B, T], each token's place in its document; None for 0 .. T-1.
           segment_ids: [B, T], each token's document in the row, 0 for padding; None for one document.
           token_types: [B, T], which of a pair of texts a token belongs to; None for the first.
+          num_texts: N, to classify each of the texts that `segment_ids` number from 1 to N; None for one a row.
           dropout_rate: scalar; None for no dropout. Needs an rng named 'dropout'.
 
         Returns:
@@ -56,10 +60,9 @@ class BERT(nn.Module):
         x = self.hidden_states(
             tokens, positions=positions, segment_ids=segment_ids, token_types=token_types, dropout_rate=dropout_rate
         )
-        pooled = self.pooler(x) if self.config.pooler else None
-        return self.head(
-            x, self.embedder.token_embedding, segment_ids=segment_ids, pooled=pooled, dropout_rate=dropout_rate
-        )
+        texts: dict[str, Any] = {"segment_ids": segment_ids, "num_texts": num_texts}
+        pooled = self.pooler(x, **texts) if self.config.pooler else None
+        return self.head(x, self.embedder.token_embedding, **texts, pooled=pooled, dropout_rate=dropout_rate)
 
     def hidden_states(
         self,

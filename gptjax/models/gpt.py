@@ -1,5 +1,7 @@
 """The decoder-only GPT (Radford et al., 2019; Llama, Touvron et al., 2023): embeddings, blocks, a final norm, a head."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -38,6 +40,7 @@ class GPT(nn.Module):
         positions: Array | None = None,
         segment_ids: Array | None = None,
         prefix: Array | None = None,
+        num_texts: int | None = None,
         dropout_rate: Array | None = None,
     ) -> Array:
         """Applies the head to the hidden states; for a language model, scores the next token at each place.
@@ -47,6 +50,7 @@ class GPT(nn.Module):
           positions: [B, T], each token's place in its document; None for 0 .. T-1.
           segment_ids: [B, T], each token's document in the row, 0 for padding; None for one document.
           prefix: bool [B, T], tokens that their whole document sees (prefix LM); None for none.
+          num_texts: N, to classify each of the texts that `segment_ids` number from 1 to N; None for one a row.
           dropout_rate: scalar; None for no dropout. Needs an rng named 'dropout'.
 
         Returns:
@@ -55,7 +59,8 @@ class GPT(nn.Module):
         x = self.hidden_states(
             tokens, positions=positions, segment_ids=segment_ids, prefix=prefix, dropout_rate=dropout_rate
         )
-        return self.head(x, self.embedder.token_embedding, segment_ids=segment_ids, dropout_rate=dropout_rate)
+        texts: dict[str, Any] = {"segment_ids": segment_ids, "num_texts": num_texts}
+        return self.head(x, self.embedder.token_embedding, **texts, dropout_rate=dropout_rate)
 
     def hidden_states(
         self,

@@ -16,7 +16,8 @@ class Head(nn.Module):
 
     language_model           [B, T, V]; scores against the token embedding if tied
     masked_lm                [B, T, V]; a dense layer, activation and norm before the scores, which have a bias (BERT)
-    sequence_classification  [B, num_labels], from the pooled text; 1 label is regression
+    sequence_classification  [B, num_labels], from the pooled text, or of N packed texts [B, N, num_labels]; 1 label is
+                             regression
     token_classification     [B, T, num_labels]
     span                     [B, T, 2], scores of an answer's first and last token
     embedding                [B, D], the pooled text at length 1
@@ -32,10 +33,11 @@ class Head(nn.Module):
         token_embedding: Embedding,
         *,
         segment_ids: Array | None = None,
+        num_texts: int | None = None,
         pooled: Array | None = None,
         dropout_rate: Array | None = None,
     ) -> Array:
-        """Args: x [B, T, D]; segment_ids [B, T], 0 for padding; pooled [B, D], a pooler's output, or else `pooling`'s."""
+        """Args: x [B, T, D]; segment_ids, num_texts as `pool` takes them; pooled, a pooler's output, or else `pool`'s."""
         c = self.config
         if c.head == "none":
             return x
@@ -45,13 +47,15 @@ class Head(nn.Module):
             x = dropout(x, dropout_rate, lambda: self.make_rng("dropout"))
             return self._labels(x, 2 if c.head == "span" else c.num_labels)
         if pooled is None or c.head == "embedding":
-            pooled = pool(x, segment_ids, c.pooling)
+            pooled = pool(x, segment_ids, c.pooling, num_texts)
         if c.head == "embedding":
             length = jnp.sum(jnp.square(pooled.astype(jnp.float32)), axis=-1, keepdims=True)
             # Not x / |x|, whose derivative is not a number where a row is all padding.
             return (pooled * jax.lax.rsqrt(jnp.maximum(length, 1e-24))).astype(pooled.dtype)
         pooled = dropout(pooled, dropout_rate, lambda: self.make_rng("dropout"))
-        return self._labels(pooled[:, None], c.num_labels)[:, 0]
+        if num_texts is None:
+            return self._labels(pooled[:, None], c.num_labels)[:, 0]
+        return self._labels(pooled, c.num_labels)
 
     def _labels(self, x: Array, num_outputs: int) -> Array:
         layer = Einsum((self.config.embed_dim, num_outputs), (num_outputs,), name="labels")
@@ -84,20 +88,33 @@ class Pooler(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, T, D] to [B, D]."""
+    def __call__(self, x: Array, segment_ids: Array | None = None, num_texts: int | None = None) -> Array:
+        """[B, T, D] to [B, D], or of N packed texts to [B, N, D]."""
         dim = self.config.embed_dim
-        return jnp.tanh(Einsum((dim, dim), (dim,), name="dense")("btd,de->bte", x[:, :1])[:, 0])
+        first = pool(x, segment_ids, "first", num_texts or 1)
+        pooled = jnp.tanh(Einsum((dim, dim), (dim,), name="dense")("btd,de->bte", first))
+        return pooled if num_texts else pooled[:, 0]
 
 
-def pool(x: Array, segment_ids: Array | None, pooling: str) -> Array:
-    """One vector a row from hidden states [B, T, D]: the first token's, the last's, or the mean, padding left out."""
-    if pooling == "first":
-        return x[:, 0]
+def pool(x: Array, segment_ids: Array | None, pooling: str, num_texts: int | None = None) -> Array:
+    """A vector a text from hidden states: the first token's, the last's, or the mean.
+
+    Args:
+      x: [B, T, D].
+      segment_ids: [B, T], each token's text in the row, 0 for padding; None for one text.
+      pooling: 'first', 'last' or 'mean'.
+      num_texts: N, the texts that a row has room for; None for one, that all but padding belongs to.
+
+    Returns:
+      [B, D], or [B, N, D] with zeros for texts that are not there.
+    """
     real = jnp.ones(x.shape[:2], bool) if segment_ids is None else segment_ids > 0
-    if pooling == "last":
-        last = jnp.max(jnp.where(real, jnp.arange(x.shape[1]), 0), axis=1)
-        return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-    weights = real.astype(jnp.float32)[..., None]
-    total = jnp.sum(x.astype(jnp.float32) * weights, axis=1)
-    return (total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)).astype(x.dtype)
+    number = real.astype(jnp.int32) if segment_ids is None or num_texts is None else segment_ids
+    here = number[:, None] == jnp.arange(1, 1 + (num_texts or 1))[:, None]  # [B, N, T]
+    if pooling == "mean":
+        weights = here / jnp.maximum(jnp.sum(here, axis=-1, keepdims=True), 1)
+    else:
+        order = jnp.arange(x.shape[1]) * (1 if pooling == "last" else -1)
+        weights = here & (order == jnp.max(jnp.where(here, order, -x.shape[1]), axis=-1, keepdims=True))
+    pooled = jnp.einsum("bnt,btd->bnd", weights.astype(jnp.float32), x.astype(jnp.float32), precision="highest")
+    return (pooled if num_texts else pooled[:, 0]).astype(x.dtype)

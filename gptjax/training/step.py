@@ -75,12 +75,14 @@ def apply_model(
 ) -> tuple[Array, dict[str, Any]]:
     """Logits of a batch, and the losses of a mixture's routers; `dropout` is (rate, key).
 
-    They are [B, T, V], a place for each target: of 'sequence_classification' [B, 1, num_labels], and of 'span' [B, 2, T],
-    the tokens that an answer begins and ends with, padding left out.
+    They are [B, T, V], a place for each target: of 'sequence_classification' [B, N, num_labels] of N packed texts, and of
+    'span' [B, 2 N, S], the tokens of each text that its answer begins and ends with.
     """
     inputs: dict[str, Any] = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     if not model.config.token_types:
         inputs.pop("token_types", None)
+    if model.config.head == "sequence_classification":
+        inputs["num_texts"] = batch["targets"].shape[1]
     rngs = dropout and {"dropout": dropout[1]}
     outputs: Any = model.apply(
         {"params": params},
@@ -91,10 +93,10 @@ def apply_model(
         mutable=["losses"],
     )
     logits, losses = outputs
-    if model.config.head == "sequence_classification":
-        logits = logits[:, None]
-    elif model.config.head == "span":
-        logits = jnp.where(batch["segment_ids"][..., None] > 0, logits, -1e9).swapaxes(1, 2)
+    if model.config.head == "span":
+        rows, num_targets = batch["targets"].shape
+        here = batch["segment_ids"][:, None] == jnp.arange(1, 1 + num_targets // 2)[:, None]  # [B, N, S]
+        logits = jnp.where(here[:, :, None], logits.swapaxes(1, 2)[:, None], -1e9).reshape(rows, num_targets, -1)
     return logits, losses
 
 

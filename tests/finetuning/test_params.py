@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gptjax.data.objectives import of_the_whole
 from gptjax.data.packing import pack_whole
 from gptjax.distributed.sharding import path_of
 from gptjax.finetuning import lora, preference
@@ -91,7 +92,27 @@ def test_no_gradient_outside_the_mask(sizes):
 def test_packed_equals_a_row_each(sizes):
     model = model_of(sizes, position="rotary")
     groups = [[e] for e in examples(sizes, (5, 7, 9, 3, 4))]
-    packed, alone = (batch_of(list(pack_whole(groups, seq_len=16, alone=a))) for a in (False, True))
+    assert_packed_is_alone(model, *(batch_of(list(pack_whole(groups, seq_len=16, most=most))) for most in (None, 1)))
+
+
+@pytest.mark.parametrize("pooling", ["first", "last", "mean", "span"])
+def test_packed_texts_are_asked_what_a_row_each_is(sizes, pooling):
+    """Labels by every pooling, and spans; no text sees another, and rows may have room for more."""
+    own = {"head": "span"} if pooling == "span" else {"head": "sequence_classification", "pooling": pooling}
+    model = model_of(sizes, "bert", **own, pooler=pooling == "first")
+    groups, asked = [[e.astype(np.int32)] for e in examples(sizes, (5, 7, 9, 3, 4))], 2 if pooling == "span" else 1
+    for ((_, targets, _),) in groups:
+        targets[:asked] = [1, 2][:asked]
+    batches = []
+    for most in (6, 1):
+        rows = pack_whole(groups, seq_len=16, most=most)
+        read = [of_the_whole(row, np.random.default_rng(0), shape=(most, asked)) for row in rows]
+        batches.append({name: np.stack([example[name] for example in read]) for name in read[0]})
+        assert batches[-1]["loss_weights"].sum() == 5 * asked
+    assert_packed_is_alone(model, *batches)
+
+
+def assert_packed_is_alone(model, packed, alone):
     assert len(packed["inputs"]) < len(alone["inputs"]) == 5
     params = init_params(model, jax.random.key(0), 5.0)
     derive = jax.jit(jax.value_and_grad(lambda params, batch: loss_sum(model, params, batch)[0]))
@@ -159,7 +180,7 @@ def test_factors_freeze_bits_and_scale_updates(sizes):
     model = model_of(sizes, head="sequence_classification", pooling="last")
     factors = (("^head/", 2.0), ("blocks/attention/", 0.0), ("embedding", 0.0))
     settings = SETTINGS._replace(factors=factors, clip_norm=0.0)
-    batch = batch_of(list(pack_whole([[e] for e in examples(sizes, (5, 7, 9, 3))], seq_len=16, alone=True)))
+    batch = batch_of(list(pack_whole([[e] for e in examples(sizes, (5, 7, 9, 3))], seq_len=16, most=1)))
     batch |= {"targets": np.array([[0], [1], [1], [0]]), "loss_weights": np.ones((4, 1), np.float32)}
     runs = {}
     for name, s in (("factors", settings), ("none", settings._replace(factors=()))):

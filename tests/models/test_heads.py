@@ -49,6 +49,11 @@ def test_pooling_leaves_padding_out():
     np.testing.assert_array_equal(pool(x, segments, "first"), x[:, 0])
     np.testing.assert_array_equal(pool(x, segments, "last"), jnp.stack([x[0, 1], x[1, 3]]))
     np.testing.assert_allclose(pool(x, segments, "mean"), jnp.stack([x[0, :2].mean(0), x[1].mean(0)]))
+    packed = jnp.array([[1, 1, 2, 0], [1, 2, 2, 2]])
+    ends = {"first": ((0, 2), (0, 1)), "last": ((1, 2), (0, 3))}
+    for pooling, places in ends.items():
+        expected = [[*x[row, list(places[row])], np.zeros(3)] for row in range(2)]
+        np.testing.assert_array_equal(pool(x, packed, pooling, 3), np.array(expected))
     for pooling in ("last", "mean"):
         whole = pool(x, None, pooling)
         np.testing.assert_allclose(whole, pool(x, jnp.ones((2, 4), int), pooling))
