@@ -1,7 +1,8 @@
 """Evaluate a model: python -m experiments.evaluate --model M [--corpus text --files F | --tasks A,B] [--json FILE]
 
 Without --tasks: loss, perplexity, accuracy and bits per byte over the validation split. Of a workdir: the one it was
-trained beside, or another corpus's, with the objective it was trained for. Of a Hugging Face folder, a GGUF file or a hub
+trained beside, or another corpus's, with the objective it was trained for; of labels and answers what their kind of task
+is measured by. Of a Hugging Face folder, a GGUF file or a hub
 name: that of --corpus, in rows of --seq_len tokens, causal for a decoder and masked for an encoder.
 
 With --tasks: what each task's kind is measured by, with 95 % bootstrap intervals over its examples. A task is a file of
@@ -44,22 +45,24 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--validation_fraction", type=float, help="of --corpus, to evaluate on; 0.1 if not given")
     parser.add_argument("--seq_len", type=int, help="tokens a row; else as in training, or at most 1024")
     parser.add_argument("--batch_size", type=int, help="rows a batch; 16 if not given")
-    tasks = parser.add_argument_group("with --tasks")
-    tasks.add_argument("--tasks", metavar="A,B", help="files, each perhaps after KIND:, or humaneval")
-    tasks.add_argument("--limit", type=int, help="the most examples of each task")
-    tasks.add_argument("--metrics", metavar="A,B", help="of texts, as bleu:zh,chrf,rougeL; all if not given")
-    tasks.add_argument("--compare", metavar="M", help="another model, for the difference on the same examples")
-    tasks.add_argument(
+    of_tasks = parser.add_argument_group("with --tasks")
+    of_tasks.add_argument("--tasks", metavar="A,B", help="files, each perhaps after KIND:, or humaneval")
+    of_tasks.add_argument("--limit", type=int, help="the most examples of each task")
+    of_tasks.add_argument("--metrics", metavar="A,B", help="of texts, as bleu:zh,chrf,rougeL; all if not given")
+    of_tasks.add_argument("--compare", metavar="M", help="another model, for the difference on the same examples")
+    of_tasks.add_argument(
         "--output_dir", metavar="DIR", help="for samples.jsonl, all that was said, and reliability plots"
     )
-    tasks.add_argument("--max_new_tokens", type=int, help="of a text; 512 of a program and 128 of others if not given")
-    tasks.add_argument("--num_samples", type=int, help="programs for each problem; 1 if not given")
-    tasks.add_argument("--temperature", type=float, help="of the choice of tokens; 0, the likeliest, if not given")
-    tasks.add_argument("--num_beams", type=int, help="texts that a search keeps; 1, no search, if not given")
-    tasks.add_argument(
+    of_tasks.add_argument(
+        "--max_new_tokens", type=int, help="of a text; 512 of a program and 128 of others if not given"
+    )
+    of_tasks.add_argument("--num_samples", type=int, help="programs for each problem; 1 if not given")
+    of_tasks.add_argument("--temperature", type=float, help="of the choice of tokens; 0, the likeliest, if not given")
+    of_tasks.add_argument("--num_beams", type=int, help="texts that a search keeps; 1, no search, if not given")
+    of_tasks.add_argument(
         "--stride", type=int, help="tokens of a long text scored at a time; half the context if not given"
     )
-    tasks.add_argument("--seed", type=int, help="of the choice of tokens; 0 if not given")
+    of_tasks.add_argument("--seed", type=int, help="of the choice of tokens; 0 if not given")
     arguments = parser.parse(argv)
     for name in _OF_TASKS if arguments.tasks is None else _OF_CORPUS:
         if getattr(arguments, name) is not None:
@@ -67,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.tasks is not None:
         return _evaluate_tasks(parser, arguments)
     arguments.files = arguments.files or ""
+    given = {name for name in ("seq_len", "batch_size") if getattr(arguments, name) is not None}
     arguments.batch_size = 16 if arguments.batch_size is None else arguments.batch_size
     if arguments.batch_size < 1:
         parser.error(f"--batch_size {arguments.batch_size} must be at least 1")
@@ -83,7 +87,9 @@ def main(argv: Sequence[str]) -> int:
 
     import jax
 
+    from gptjax.data.corpora import open_corpus
     from gptjax.data.pipeline import eval_batches, prepare, target_bytes
+    from gptjax.evaluation import tasks
     from gptjax.evaluation.perplexity import describe, evaluate
     from gptjax.loading import load
     from gptjax.models import BERT
@@ -92,9 +98,17 @@ def main(argv: Sequence[str]) -> int:
 
     with cli.user_errors():
         if is_workdir:
-            model, params, tokenizer, step = read(path, step=arguments.step)
             config = json.loads((path / "config.json").read_text())
             d = cli.load_config("configs/default.py").data.to_dict() | config["data"]
+            if d["objective"] in ("classification", "question_answering"):
+                if given:
+                    parser.error(
+                        f"--{min(given)} has no use here: data.objective {d['objective']!r} asks of whole texts"
+                    )
+                corpus = open_corpus(**_corpus(arguments, d), as_records=True)
+                task = tasks.of_records("validation", corpus.splits["validation"]())
+                return _measure(arguments, [task], tasks.Settings())
+            model, params, tokenizer, step = read(path, step=arguments.step)
             longest = d["seq_len"] or model.config.max_seq_len
             if d["objective"] == "dpo":
                 raise cli.UserError(
@@ -112,16 +126,10 @@ def main(argv: Sequence[str]) -> int:
             raise cli.UserError(f"--seq_len {seq_len} must be from 1 to the context, {model.config.max_seq_len}")
         objective = build.objective(d)
         data = prepare(
-            corpus=arguments.corpus or d["corpus"],
-            files=arguments.files if arguments.corpus else arguments.files or d["files"],
-            validation_files="" if arguments.corpus or arguments.files else d["validation_files"],
-            text_field=arguments.text_field or d["text_field"],
+            **_corpus(arguments, d),
             tokenizer=tokenizer,
             vocab_size=tokenizer.vocab_size,
-            validation_fraction=arguments.validation_fraction
-            or (0.1 if arguments.corpus else d["validation_fraction"]),
             seq_len=seq_len,
-            cache_dir=platform.cache_dir() / "data",
             objective=objective,
             target_field=(arguments.target_field or d["target_field"]) if objective.name == "seq2seq" else None,
             too_long=d["too_long"],
@@ -134,6 +142,18 @@ def main(argv: Sequence[str]) -> int:
     print(f"step {step}: {describe(results)}, over {results['eval/tokens']:,.0f} targets")
     cli.write_report(arguments.json, environment(), [config["seed"]], results | {"step": step})
     return 0
+
+
+def _corpus(arguments: argparse.Namespace, d: dict[str, Any]) -> dict[str, Any]:
+    """Where the validation split is, for a model with the section `data` of its config."""
+    return {
+        "corpus": arguments.corpus or d["corpus"],
+        "files": arguments.files if arguments.corpus else arguments.files or d["files"],
+        "validation_files": "" if arguments.corpus or arguments.files else d["validation_files"],
+        "text_field": arguments.text_field or d["text_field"],
+        "validation_fraction": arguments.validation_fraction or (0.1 if arguments.corpus else d["validation_fraction"]),
+        "cache_dir": platform.cache_dir() / "data",
+    }
 
 
 def _evaluate_tasks(parser: cli.Parser, arguments: argparse.Namespace) -> int:
@@ -151,6 +171,15 @@ def _evaluate_tasks(parser: cli.Parser, arguments: argparse.Namespace) -> int:
     if arguments.limit is not None and arguments.limit < 1:
         parser.error(f"--limit {arguments.limit} must be at least 1")
 
+    from gptjax.evaluation import tasks
+
+    with cli.user_errors():
+        chosen = [tasks.read_task(name, arguments.limit) for name in arguments.tasks.split(",")]
+    return _measure(arguments, chosen, tasks.Settings(**settings))
+
+
+def _measure(arguments: argparse.Namespace, chosen: Sequence[Any], settings: Any) -> int:
+    """Has the model, and the one to compare, do tasks, and prints what comes of it."""
     from gptjax.analysis.plots import plot_reliability
     from gptjax.evaluation import tasks
     from gptjax.evaluation.text_metrics import bootstrap
@@ -159,13 +188,12 @@ def _evaluate_tasks(parser: cli.Parser, arguments: argparse.Namespace) -> int:
     from gptjax.workdir import environment
 
     with cli.user_errors():
-        chosen = [tasks.read_task(name, arguments.limit) for name in arguments.tasks.split(",")]
         output_dir = arguments.output_dir and pathlib.Path(arguments.output_dir)
         results = []
         for source in filter(None, (arguments.model, arguments.compare)):
             step = arguments.step if source == arguments.model else None
             subject = tasks.Subject(load(source, step=step), source_facts(source))
-            results.append([tasks.run_task(task, subject, tasks.Settings(**settings)) for task in chosen])
+            results.append([tasks.run_task(task, subject, settings) for task in chosen])
         if output_dir:
             output_dir.mkdir(parents=True, exist_ok=True)
             with (output_dir / "samples.jsonl").open("w") as file:

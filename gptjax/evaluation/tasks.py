@@ -10,12 +10,13 @@ import os
 import pathlib
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gptjax.data.chat import prompt_ids
+from gptjax.data.corpora import Document
 from gptjax.data.objectives import decoder_start
 from gptjax.evaluation import sandbox
 from gptjax.evaluation import text_metrics as measure
@@ -111,6 +112,21 @@ def read_task(name: str, limit: int | None = None) -> Task:
                 f"task {name!r}, example {index} lacks fields of kind {kind!r}: {', '.join(KINDS[kind].fields)}"
             )
     return Task(name, kind, examples)
+
+
+def of_records(name: str, records: Iterable[Document]) -> Task:
+    """A task of what 'classification' or 'question_answering' trains on, as `data.corpora` reads it."""
+    examples: list[dict[str, Any]] = []
+    for record in records:
+        fields: dict[str, Any] = record.fields  # type: ignore[union-attr]
+        if "context" in fields:
+            given = fields["answers"]
+            texts = given["text"] if isinstance(given, dict) else [answer["text"] for answer in given]
+            examples.append({"question": fields["question"], "context": fields["context"], "answers": texts})
+        else:
+            text = fields["text"] if "text" in fields else fields["sentence"]
+            examples.append(fields | {"text": text})
+    return Task(name, "span" if "context" in examples[0] else "classify", examples)
 
 
 def _has(example: dict[str, Any], fields: Sequence[str]) -> bool:

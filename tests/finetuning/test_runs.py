@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gptjax
-from experiments import cli, preview_data, train
+from experiments import cli, evaluate, preview_data, train
 from gptjax import workdir
 from tests.runs import assert_same_run
 
@@ -103,6 +103,32 @@ def test_a_fine_tune_goes_on_exactly_without_what_it_began_with(folder, base, pa
         assert line["train/loss"] == pytest.approx(np.log(2), rel=1e-5) and line["train/margin"] == pytest.approx(
             0, abs=1e-5
         )
+
+
+@pytest.mark.parametrize("objective", ["classification", "question_answering"])
+def test_what_is_said_of_held_out_texts_is_what_training_saw(folder, base, capsys, objective):
+    """`evaluate` reads a text at a time and training packs several a row: the same labels come of it; no perplexity."""
+    if objective == "classification":
+        records = [{"text": "so " * (i % 5) + "very" * (i % 3), "label": i % 2, "id": i} for i in range(60)]
+        own = {"model.head": "sequence_classification", "model.pooling": "last"}
+    else:
+        answer = [{"text": "red", "answer_start": 7}]
+        records = [{"question": f"{i}?", "context": f"it was red {i}", "answers": answer} for i in range(60)]
+        own = {"model.head": "span"}
+    data = write(folder / f"{objective}.jsonl", records)
+    run = folder / objective
+    assert trained(run, TUNED | data | own | {"data.objective": objective, "init.model": base}) == 0
+    capsys.readouterr()
+    assert evaluate.main(["--model", str(run), "--json", str(run / "report.json")]) == 0
+    assert "perplexity" not in capsys.readouterr().out
+    metrics = json.loads((run / "report.json").read_text())["metrics"]
+    final = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    if objective == "classification":
+        assert metrics["validation/accuracy"] == pytest.approx(final["eval/accuracy"])
+    else:
+        assert metrics["validation/exact_match"] <= metrics["validation/f1"] <= 100
+    given = ["--model", str(run), "--seq_len", "32"]
+    assert cli.exit_code(lambda: evaluate.main(given)) == 2 and "--seq_len has no use" in capsys.readouterr().err
 
 
 def _leaves(tree, path=""):
