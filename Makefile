@@ -5,12 +5,13 @@ REFEREE_PYTHON ?= $(shell for p in python3.11 $(HOME)/.pyenv/versions/3.11*/bin/
   $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
 PART ?= all
 .DEFAULT_GOAL := help
-.PHONY: help setup train test verify referee clean
+.PHONY: help setup train test verify docs referee clean
 
 help:
 	@echo "make train     train a small GPT on the Python standard library, evaluate it, sample from it"
 	@echo "make test      lint, types, and the test suite"
 	@echo "make verify    the long checks: PART=crash|start|quality|learn|invariance|batches|faults|serve|ray|mup|plan|notebooks|all"
+	@echo "make docs      the documentation as a site, in site/"
 	@echo "make setup     the virtual environment .venv alone"
 	@echo "make referee   .venv-referee with torch and transformers, for golden files and benchmarks"
 
@@ -39,6 +40,10 @@ ifneq (,$(filter serve all,$(PART)))
 endif
 	.venv/bin/python -m tests.verify --part $(PART)
 
+docs: .venv/ready
+	.venv/bin/python -m sphinx --quiet --fail-on-warning --keep-going --doctree-dir build/doctrees docs site
+	@echo "open site/index.html"
+
 referee: .venv-referee/ready
 
 .venv-referee/ready: constraints-referee.txt
@@ -48,4 +53,4 @@ referee: .venv-referee/ready
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-referee .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-referee .mypy_cache .pytest_cache .ruff_cache site docs/api build

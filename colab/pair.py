@@ -108,7 +108,7 @@ def notebook(name: str, text: str) -> str:
 
 
 def readme(text: str) -> str:
-    """The README, its badges leading to this repository."""
+    """A README, its badges leading to this repository."""
     for name in NOTEBOOKS:
         text = re.sub(rf"https://colab\.research\.google\.com/github/\S*/{name}\.ipynb", badge_url(name), text)
     return text
@@ -120,8 +120,8 @@ def main() -> None:
         text = script(name)
         (FOLDER / f"{name}.py").write_text(text)
         (FOLDER / f"{name}.ipynb").write_text(notebook(name, text))
-    path = FOLDER.parent / "README.md"
-    path.write_text(readme(path.read_text()))
+    for path in FOLDER.parent.glob("README*.md"):
+        path.write_text(readme(path.read_text()))
 
 
 if __name__ == "__main__":
