@@ -53,4 +53,4 @@ referee: .venv-referee/ready
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-referee .mypy_cache .pytest_cache .ruff_cache site docs/api build
+	rm -rf .venv .venv-referee .mypy_cache .pytest_cache .ruff_cache site docs/api jupyter_execute build

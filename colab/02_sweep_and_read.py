@@ -165,4 +165,4 @@ plt.show()
 # - A sweep over sizes and lengths, and `report --scaling` fits Chinchilla's law $L = E + A / N^\alpha + B / D^\beta$ for $N$
 #   parameters and $D$ tokens, and names the best size for a budget of FLOPs.
 # - With `config.model.mup=True` the best rate of a narrow model is that of a wide one, so sweep the narrow one.
-# - `--launcher ray` makes each run a job on a Ray cluster; the README has the same command as a SLURM array.
+# - `--launcher ray` makes each run a job on a Ray cluster; `docs/sweeps.md` has the same command as a SLURM array.

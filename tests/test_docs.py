@@ -85,7 +85,7 @@ def commands() -> list[tuple[str, str, list[str]]]:
         lines = [
             re.sub(r"[\[\],]", " ", line) if language == "yaml" else line
             for language, block in BLOCK.findall(text)
-            for line in block.replace("\\\n", " ").splitlines()
+            for line in re.sub(r"\\\n|,\n", " ", block).splitlines()
             if language in ("", "yaml")
         ]
         inline = [" ".join(code.split()) for code in re.findall("`(python -m [^`]*)`", BLOCK.sub("", text))]
