@@ -28,7 +28,7 @@ from gptjax.evaluation.likelihood import (
 )
 from gptjax.evaluation.text_metrics import Measurement
 from gptjax.generation.beam import beam_search
-from gptjax.generation.engine import Engine, generate
+from gptjax.generation.engine import Engine
 from gptjax.generation.sampling import Sampling
 from gptjax.loading import Loaded
 from gptjax.models import GPT, EncoderDecoder
@@ -343,9 +343,12 @@ def _continue(task: Task, subject: Subject, settings: Settings, max_new_tokens: 
     if settings.num_beams > 1:
         texts = _search(Engine(model, params), starts, None if is_decoder else cut, settings.num_beams, arguments)
     else:
-        texts = generate(
-            model,
-            params,
+        num_texts = len(starts) * (settings.num_samples if task.kind == "code" else 1)
+        needed = -(-(max(map(len, starts)) + new_tokens) // 64) * 64
+        engine = Engine(
+            model, params, num_slots=min(32, num_texts), cache_len=min(needed, model.config.max_seq_len), grows=False
+        )
+        texts = engine.generate(
             starts,
             sources=None if is_decoder else cut,
             sampling=Sampling(temperature=settings.temperature),

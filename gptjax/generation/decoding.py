@@ -197,7 +197,7 @@ def prompt_inputs(model: Any, prompt_len: Array) -> dict[str, Array]:
 def prefill(
     model: Any,
     params: Params,
-    cache: list[KVCache],
+    cache: list[KVCache] | None,
     tokens: Array,
     start: Array,
     last: Array,
@@ -207,7 +207,7 @@ def prefill(
 
     Args:
       model, params: as `prepare` gives them.
-      cache: of R texts, filled up to `start`.
+      cache: of R texts, filled up to `start`; None for a new one, as long as `tokens`.
       tokens: [R, C].
       start: scalar; 0 for a prefix LM, whose prompts cannot be read in parts.
       last: [R], the place in `tokens` whose next token is scored.
@@ -216,6 +216,9 @@ def prefill(
     Returns:
       (logits [R, V] float32, the cache).
     """
+    if cache is None:
+        rows, length = tokens.shape
+        cache = init_cache(model, rows, length, 0 if source is None else source[0].shape[1])
     positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
     inputs = prompt_inputs(model, last + 1)
     if source is not None:

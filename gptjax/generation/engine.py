@@ -1,7 +1,8 @@
 """Continuous batching: texts join and leave a running batch, in programs whose number does not depend on what is asked.
 
 A batch has either one slot or all of them, and room for 64, 256, 1024, ... tokens in each; prompts are read in parts of
-three shapes. That is all there is to compile: `num_compiles` counts, and `Engine.warm_up` compiles it beforehand.
+three shapes. That is all there is to compile: `num_compiles` counts, and `Engine.warm_up` compiles it beforehand. A batch
+that does not grow is as large as it gets from the start, for seven programs in all.
 """
 
 import collections
@@ -138,6 +139,7 @@ class Engine:
       num_slots: texts that are written at once; others wait.
       cache_len: tokens that a text may have, prompt and all; None for the model's context. With `num_slots` it bounds the
         memory.
+      grows: whether slots and room are added as texts need them, so that few and short ones are written faster.
       weights: 'float32', 'bfloat16' or 'int8', the format that kernels are kept in; None for the model's dtype, and float32
         on CPU.
 
@@ -152,6 +154,7 @@ class Engine:
         *,
         num_slots: int = 8,
         cache_len: int | None = None,
+        grows: bool = True,
         weights: str | None = None,
     ):
         c = model.config
@@ -167,7 +170,9 @@ class Engine:
         )
         self.num_slots, self.cache_len = num_slots, cache_len or c.max_seq_len
         self.memory_len = c.max_seq_len if isinstance(model, EncoderDecoder) else 0
+        self.grows = grows
         self._rows = min(_ROWS, num_slots)
+        self._whole = _PART if grows or self.memory_len else _SHORT  # tokens; longer prompts are read in parts
         self._waiting: collections.deque[_Text] = collections.deque()
         self._part: _Part | None = None
         self._texts: list[_Text | None] = []  # by slot
@@ -319,24 +324,24 @@ class Engine:
                     tokens = np.zeros((rows, min(longest, self.cache_len)), np.int32)
                     for memory_len in ladder(self.memory_len) if self.memory_len else (None,):
                         source = None if memory_len is None else np.zeros((rows, memory_len), np.int32)
-                        self._insert([], [], tokens, *self._prefill([], tokens, source), source)
+                        self._insert([], [], tokens, *self._prefill([1], tokens, source), source)
                 longest = _PART
                 while longest < self.cache_len and not self.memory_len:
                     longest *= 2
                     staging = self._staging(longest)
                     tokens = np.zeros((1, staging[0].key.shape[2]), np.int32)
                     part = tokens if self.model.config.prefix_lm else tokens[:, :_PART]
-                    self._insert([], [], tokens, *self._prefill([], part, None, staging), None)
+                    self._insert([], [], tokens, *self._prefill([1], part, None, staging), None)
                 self._decode(1, False, False)
                 self._slots = _run("set_bias", self._slots, np.int32(_NOWHERE), nothing)
                 self._slots = _run("end", self._slots, np.int32(0))
         self._reset()
 
     def _reset(self) -> None:
-        """An empty batch of one slot."""
-        self._shape = (1, ladder(self.cache_len)[0])
+        """An empty batch."""
+        self._shape = (1, ladder(self.cache_len)[0]) if self.grows else (self.num_slots, self.cache_len)
         self._slots = _run("init_slots", self.model, *self._shape, self.memory_len)
-        self._texts, self._lengths = [None], [0]
+        self._texts, self._lengths = [None] * self._shape[0], [0] * self._shape[0]
 
     def _resize(self, num_slots: int, cache_len: int) -> None:
         """Makes the batch larger where it is smaller, one size after the other, so that there are few programs."""
@@ -355,15 +360,15 @@ class Engine:
         group: list[_Text] = []
         while self._waiting and len(group) < min(free, self._rows):
             length = len(self._waiting[0].request.prompt)
-            if length > _PART and not group and self._part is None:
+            if length > self._whole and not group and self._part is None:
                 self._read_part(_Part(self._waiting.popleft(), self._staging(length), 0))
                 return
-            if length > _PART or (group and max(length, len(group[0].request.prompt)) > _SHORT):
+            if length > self._whole or (group and max(length, len(group[0].request.prompt)) > _SHORT):
                 break
             group.append(self._waiting.popleft())
         if not group:
             return
-        rows = 1 if len(group) == 1 else self._rows
+        rows = 1 if len(group) == 1 and self.grows else self._rows
         longest = max(len(text.request.prompt) for text in group)
         tokens = pad(
             [t.request.prompt for t in group], rows, min(_SHORT if longest <= _SHORT else _PART, self.cache_len)
@@ -372,17 +377,18 @@ class Engine:
         if self.memory_len:
             sources = [np.asarray(text.request.source) for text in group]
             source = pad(sources, rows, at_least(max(map(len, sources)), self.memory_len), fill=-1)
-        self._join(group, tokens, *self._prefill(group, tokens, source), source)
+        self._join(group, tokens, *self._prefill([len(t.request.prompt) for t in group], tokens, source), source)
 
     def _read_part(self, part: _Part) -> None:
         """Reads the next part of a long prompt; the last one ends with the prompt, and so reads some tokens again."""
         prompt = part.text.request.prompt
         if self.model.config.prefix_lm:  # all of it sees all of it
             tokens = pad([prompt], 1, part.cache[0].key.shape[2])
-            self._join([part.text], tokens, *self._prefill([part.text], tokens, None, part.cache), None)
+            self._join([part.text], tokens, *self._prefill([len(prompt)], tokens, None, part.cache), None)
             return
-        start = min(part.done, len(prompt) - _PART)
-        logits, cache = self._prefill([], prompt[None, start : start + _PART], None, part.cache, start)
+        start = max(0, min(part.done, len(prompt) - _PART))
+        tokens = pad([prompt[start : start + _PART]], 1, min(_PART, self.cache_len))
+        logits, cache = self._prefill([min(len(prompt) - start, _PART)], tokens, None, part.cache, start)
         self._part = None
         if start + _PART < len(prompt):
             self._part = part._replace(cache=cache, done=start + _PART)
@@ -391,22 +397,19 @@ class Engine:
 
     def _staging(self, length: int) -> list:
         """A cache to read a long prompt into; its length is a power of two, or all there is."""
-        return _run("init_cache", self.model, 1, min(1 << (length - 1).bit_length(), self.cache_len), 0)
+        longest = min(1 << (length - 1).bit_length(), self.cache_len) if self.grows else self.cache_len
+        return _run("init_cache", self.model, 1, longest, 0)
 
     def _prefill(
         self,
-        group: Sequence[_Text],
+        lengths: Sequence[int],
         tokens: np.ndarray,
         source: np.ndarray | None,
         cache: list | None = None,
         start: int = 0,
     ) -> tuple[jax.Array, list]:
-        """Reads `tokens` [R, C] of `group`; without one, to their end. `source` is -1 where it is padding."""
-        rows, length = tokens.shape
-        if cache is None:
-            cache = _run("init_cache", self.model, rows, length, 0 if source is None else source.shape[1])
-        last = [len(text.request.prompt) - 1 for text in group] or [length - 1]
-        last += [0] * (rows - len(last))
+        """Reads `tokens` [R, C], of which the first rows have `lengths`. `source` is -1 where it is padding."""
+        last = [length - 1 for length in lengths] + [0] * (len(tokens) - len(lengths))
         memory = None if source is None else (np.maximum(source, 0), (source >= 0).astype(np.int32))
         arguments = (cache, tokens.astype(np.int32), np.int32(start), np.array(last, np.int32), memory)
         return _run("prefill", self.model, self.params, *arguments)

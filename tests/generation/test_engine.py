@@ -73,11 +73,12 @@ def finish(engine, max_tokens=16):
     return texts
 
 
+@pytest.mark.parametrize("grows", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_greedy_texts_are_those_of_the_whole_forward_pass(kind):
+def test_greedy_texts_are_those_of_the_whole_forward_pass(kind, grows):
     """Short and long prompts together, more than there are slots; texts that outgrow windows and rungs of the ladder."""
     model, params, next_logits = make(kind)
-    engine = Engine(model, params, num_slots=3)
+    engine = Engine(model, params, num_slots=3, grows=grows)
     lengths = (5, 5, 60) if kind == "encoder-decoder" else (5, 5, 63, 200, 270)
     requests = {}
     for seed, longest in enumerate(lengths):
@@ -263,9 +264,10 @@ def test_a_prefix_lm_reads_prompts_in_both_directions():
     params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8), np.int32))["params"]
     params = jax.tree.map(lambda x: 8 * x if x.ndim > 2 or x.shape[0] == V else x, params)
     whole = jax.jit(lambda text, prefix: jax.nn.log_softmax(model.apply({"params": params}, text, prefix=prefix)[0]))
-    engine = Engine(model, params, num_slots=2)
+    engines_of = {grows: Engine(model, params, num_slots=2, grows=grows) for grows in (True, False)}
     causal = []
-    for length in (5, 200, 270):
+    for length, grows in ((5, True), (200, True), (270, True), (200, False)):
+        engine = engines_of[grows]
         prompt = np.random.default_rng(length).integers(0, V, length)
         new = engine.generate([prompt], max_new_tokens=6, sampling=GREEDY)[0]
         text = np.zeros((1, 400), np.int32)
