@@ -17,7 +17,7 @@ import numpy as np
 
 from gptjax.data.chat import prompt_ids
 from gptjax.data.corpora import Document
-from gptjax.data.objectives import decoder_start
+from gptjax.data.objectives import decoder_start, infill_ids
 from gptjax.evaluation import sandbox
 from gptjax.evaluation import text_metrics as measure
 from gptjax.evaluation.likelihood import (
@@ -287,6 +287,14 @@ def _generate(task: Task, subject: Subject, settings: Settings) -> Result:
     return Result(metrics, [{**e, "output": t[0]} for e, t in zip(task.examples, texts, strict=True)], num_cut)
 
 
+def _infill(task: Task, subject: Subject, settings: Settings) -> Result:
+    """The rest of a line, between what stands before and after; before it alone where a model knows no other way."""
+    texts, num_cut = _continue(task, subject, settings, 64)
+    hits = [text[0] == example["middle"] for text, example in zip(texts, task.examples, strict=True)]
+    samples = [{**e, "output": t[0], "hit": hit} for e, t, hit in zip(task.examples, texts, hits, strict=True)]
+    return Result({"exact_match": measure.mean(hits)}, samples, num_cut)
+
+
 def _code(task: Task, subject: Subject, settings: Settings) -> Result:
     """Programs that pass their tests, in a sandbox."""
     sandbox.run("")  # refuses before the work
@@ -323,6 +331,11 @@ def _continue(task: Task, subject: Subject, settings: Settings, max_new_tokens: 
     for example in task.examples:
         if "messages" in example:
             ids = prompt_ids(tokenizer, example["messages"])
+        elif task.kind == "infill":
+            try:
+                ids = infill_ids(tokenizer, example["prefix"], example["suffix"])
+            except ValueError:
+                ids = tokenizer.encode(example["prefix"])
         else:
             # Byte-level tokenizers write the end of a line with the next one's indentation.
             prompt = example["prompt"].rstrip() if task.kind == "code" else example["prompt"]
@@ -358,7 +371,7 @@ def _continue(task: Task, subject: Subject, settings: Settings, max_new_tokens: 
         )
     results: list[list[str]] = [[]] * len(order)
     for index, written in zip(order, itertools.batched(texts, len(texts) // len(order)), strict=True):
-        ends = _CODE_ENDS if task.kind == "code" else task.examples[index].get("stop", ())
+        ends = {"code": _CODE_ENDS, "infill": ("\n",)}.get(task.kind, task.examples[index].get("stop", ()))
         results[index] = [cut_at(tokenizer.decode(ids), ends) for ids in written]
     return results, sum(len(ids) > room for ids in prompts)
 
@@ -455,6 +468,7 @@ KINDS = {
     "choice": Kind(("context", "choices", "answer"), "language_model", _choice),
     "span": Kind(("question", "context", "answers"), "span", _span),
     "generate": Kind(("prompt|messages", "references|answer"), "language_model", _generate),
+    "infill": Kind(("prefix", "suffix", "middle"), "language_model", _infill),
     "classify": Kind(("text", "label"), "sequence_classification", _classify),
     "perplexity": Kind(("text",), "language_model", _perplexity),
     "last_word": Kind(("text",), "language_model", _last_word),
