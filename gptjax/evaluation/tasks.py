@@ -35,7 +35,7 @@ from gptjax.models import GPT, EncoderDecoder
 from gptjax.pipelines import Pipeline
 
 _BEAM_ROWS = 16  # prompts searched at once
-_CODE_ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # Chen et al. (2021), section 2.1
+CODE_ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # Chen et al. (2021), section 2.1
 _GENERATION_METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "f1")
 
 
@@ -371,7 +371,7 @@ def _continue(task: Task, subject: Subject, settings: Settings, max_new_tokens: 
         )
     results: list[list[str]] = [[]] * len(order)
     for index, written in zip(order, itertools.batched(texts, len(texts) // len(order)), strict=True):
-        ends = {"code": _CODE_ENDS, "infill": ("\n",)}.get(task.kind, task.examples[index].get("stop", ()))
+        ends = {"code": CODE_ENDS, "infill": ("\n",)}.get(task.kind, task.examples[index].get("stop", ()))
         results[index] = [cut_at(tokenizer.decode(ids), ends) for ids in written]
     return results, sum(len(ids) > room for ids in prompts)
 

@@ -166,7 +166,7 @@ def test_code(gpt, monkeypatch):
         "\n    while True: pass\n",
         "\n    return (\n",
     ]
-    monkeypatch.setattr(tasks, "_continue", lambda task, *_: ([[tasks.cut_at(b, tasks._CODE_ENDS) for b in bodies]], 0))
+    monkeypatch.setattr(tasks, "_continue", lambda task, *_: ([[tasks.cut_at(b, tasks.CODE_ENDS) for b in bodies]], 0))
     monkeypatch.setattr(tasks.sandbox.run, "__defaults__", (tasks.sandbox.Limits(cpu_seconds=1, wall_seconds=3.0),))
     example = {"prompt": "def add(a, b):\n", "test": "def check(f):\n    assert f(1, 2) == 3", "entry_point": "add"}
     result = run_task(Task("t", "code", [example]), gpt, Settings(num_samples=6, temperature=1.0))
