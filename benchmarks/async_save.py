@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+from benchmarks.train_step import on_random_rows
 from experiments import cli
 
 STEPS, ROWS, LENGTH = 20, 4, 256
@@ -23,31 +24,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of each")
     parser.add_argument("--dtype", default="bfloat16", help="of the computation")
     arguments = parser.parse(argv)
+    if arguments.rounds < 1:
+        parser.error(f"--rounds {arguments.rounds} must be at least 1")
     import jax
-    import jax.numpy as jnp
-    import numpy as np
 
     from experiments import build
-    from gptjax import platform
-    from gptjax.models import make_model
     from gptjax.training.checkpoints import Checkpoints
-    from gptjax.training.state import init_state
-    from gptjax.training.step import make_train_step
     from gptjax.training.throughput import peak_memory_bytes
     from gptjax.workdir import environment
 
-    config = cli.load_config(
-        "configs/gpt2_small.py", [("model.dtype", arguments.dtype), ("train.accumulation_steps", "1")]
-    )
-    model = make_model(**build.model_sizes(config, config.data.vocab_size))
-    settings, hyper = build.step_settings(config), build.hyperparameters(config)
-    state = jax.jit(lambda seed: init_state(model, "adamw", hyper, seed, jnp.float32(1), ema=False))(np.uint32(0))
-    tokens = np.random.default_rng(0).integers(0, config.data.vocab_size, (ROWS, LENGTH + 1), np.int32)
-    batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "loss_weights": np.ones((ROWS, LENGTH), np.float32)}
-    batch["segment_ids"] = np.ones((ROWS, LENGTH), np.int32)
-    batch["positions"] = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH))
-    options = platform.compiler_options(arguments.dtype)
-    step = jax.jit(make_train_step(model, settings), donate_argnums=0, compiler_options=options)
+    overrides = [("model.dtype", arguments.dtype), ("train.accumulation_steps", "1")]
+    config = cli.load_config("configs/gpt2_small.py", overrides)
+    build.check(config)
+    step, state, batch = on_random_rows(config, config.data.vocab_size, ROWS, LENGTH)
 
     def steps(count: int) -> float:
         nonlocal state

@@ -196,7 +196,7 @@ def compare_runs(sides: Sides, num_seeds: int) -> dict[str, float]:
     d, num_steps = sides.config.data, sides.config.train.num_train_steps
     names = ("corpus", "files", "validation_files", "validation_fraction")
     corpus = open_corpus(**{name: d[name] for name in names}, as_records=True, cache_dir=cache_dir() / "data")
-    task = of_records("validation", corpus.splits["validation"]())
+    task = of_records("validation", d.objective, corpus.splits["validation"]())
     wanted = ("accuracy",) if task.kind == "classify" else ("exact_match", "f1")
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in wanted}
     for seed in range(num_seeds):

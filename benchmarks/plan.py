@@ -41,6 +41,10 @@ def main(argv: Sequence[str]) -> int:
     cases = arguments.cases.split(";")
     if not cases or not CASES.keys() >= set(cases):
         parser.error(f"--cases {arguments.cases} must be some of {'; '.join(CASES)}")
+    if not pathlib.Path(arguments.maxtext).is_file():
+        parser.error(f"--maxtext {arguments.maxtext}: no such file")
+    if arguments.rows is not None and arguments.rows < 1:
+        parser.error(f"--rows {arguments.rows} must be at least 1")
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
     metrics: dict[str, float] = {}
     print(
@@ -85,6 +89,8 @@ def compiled(system: str, case: str, rows: int | None, python: str, folder: path
             *model.split(),
         ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 2 and system == "gptjax":
+        raise cli.UserError(done.stderr.strip().removeprefix("error: "))
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with code {done.returncode}:\n{done.stderr[-3000:]}")
     found = json.loads(result.read_text())

@@ -30,25 +30,7 @@ from experiments import cli
 ROOT = pathlib.Path(__file__).parent.parent
 PROMPTS, TEXTS = (16, 32, 64, 128, 256, 512), (16, 32, 64, 128)
 CONTEXT = 1024
-WORDS = (
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "you",
-    "that",
-    "it",
-    "he",
-    "was",
-    "for",
-    "on",
-    "are",
-    "as",
-    "with",
-    "his",
-)
+WORDS = "the of and to in is you that it he was for on are as with his"
 
 
 class Answer(NamedTuple):
@@ -141,7 +123,7 @@ async def client(http: httpx.AsyncClient, seed: int, deadline: float, answers: l
     """One request after the other, until the deadline; what was begun is finished."""
     rng = random.Random(seed)
     while time.monotonic() < deadline:
-        prompt = " ".join(rng.choices(WORDS, k=rng.choice(PROMPTS)))
+        prompt = " ".join(rng.choices(WORDS.split(), k=rng.choice(PROMPTS)))
         wanted = rng.choice(TEXTS)
         body = {"model": "it", "prompt": prompt, "max_tokens": wanted, "stream": True, "seed": rng.randrange(1 << 20)}
         body |= {"ignore_eos": True, "stream_options": {"include_usage": True}}

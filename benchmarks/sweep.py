@@ -24,6 +24,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--widths", default="16,32,64,128", help="of the models")
     parser.add_argument("--steps", type=int, default=300, help="of a run; then twice as many")
     arguments = parser.parse(argv)
+    if not pathlib.Path(arguments.data).is_file():
+        parser.error(f"--data {arguments.data}: no such file")
+    if arguments.steps < 1 or not all(w.isdigit() and int(w) and int(w) % 4 == 0 for w in arguments.widths.split(",")):
+        parser.error(f"--steps {arguments.steps} must be at least 1, and --widths {arguments.widths} multiples of 4")
     metrics: dict[str, float] = {}
     print(f"{'width':>5}  {'launcher':<10} {'whole s':>8} {'steady s':>8}   over vmap, whole and steady")
     for width in map(int, arguments.widths.split(",")):

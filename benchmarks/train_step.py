@@ -136,35 +136,14 @@ def ask(worker: subprocess.Popen[str]) -> tuple[float, int]:
 def work(sizes: dict[str, Any]) -> None:
     """Our side: the training step of `experiments.train`, on random rows."""
     import jax
-    import jax.numpy as jnp
-    import numpy as np
 
-    from experiments import build
-    from gptjax import platform
-    from gptjax.models import make_model
-    from gptjax.training.state import init_state
-    from gptjax.training.step import make_train_step
     from gptjax.training.throughput import peak_memory_bytes
 
     fields = {"num_layers": sizes["num_layers"], "num_heads": sizes["num_heads"], "embed_dim": sizes["embed_dim"]}
     fields |= {"max_seq_len": max(1024, sizes["seq_len"]) if sizes["vocab_size"] > 1000 else sizes["seq_len"]}
     overrides = [(f"model.{name}", str(value)) for name, value in fields.items()]
     config = cli.load_config("configs/default.py", [*overrides, ("model.dtype", sizes["dtype"])])
-    model = make_model(**build.model_sizes(config, sizes["vocab_size"]))
-    settings, hyper = build.step_settings(config), build.hyperparameters(config)
-    state = jax.jit(lambda seed: init_state(model, "adamw", hyper, seed, jnp.float32(1), ema=False))(np.uint32(0))
-    shape = (sizes["batch_size"], sizes["seq_len"])
-    tokens = np.random.default_rng(0).integers(0, sizes["vocab_size"], (shape[0], shape[1] + 1), np.int32)
-    batch = {
-        "inputs": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "segment_ids": np.ones(shape, np.int32),
-        "positions": np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
-        "loss_weights": np.ones(shape, np.float32),
-    }
-    step = jax.jit(
-        make_train_step(model, settings), donate_argnums=0, compiler_options=platform.compiler_options(sizes["dtype"])
-    )
+    step, state, batch = on_random_rows(config, sizes["vocab_size"], sizes["batch_size"], sizes["seq_len"])
     for _ in range(2):
         state, metrics = step(state, batch)
     for _ in sys.stdin:
@@ -177,6 +156,34 @@ def work(sizes: dict[str, Any]) -> None:
             state, metrics = step(state, batch)
         jax.block_until_ready(metrics)
         print((time.perf_counter() - started) / repeats, peak_memory_bytes(), flush=True)
+
+
+def on_random_rows(config: Any, vocab_size: int, batch_size: int, seq_len: int) -> tuple[Any, Any, dict[str, Any]]:
+    """The jitted training step of a config, with AdamW, its first state, and a batch of random tokens; seed 0."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from experiments import build
+    from gptjax import platform
+    from gptjax.models import make_model
+    from gptjax.training.state import init_state
+    from gptjax.training.step import make_train_step
+
+    model = make_model(**build.model_sizes(config, vocab_size))
+    settings, hyper = build.step_settings(config), build.hyperparameters(config)
+    state = jax.jit(lambda seed: init_state(model, "adamw", hyper, seed, jnp.float32(1), ema=False))(np.uint32(0))
+    shape = (batch_size, seq_len)
+    tokens = np.random.default_rng(0).integers(0, vocab_size, (batch_size, seq_len + 1), np.int32)
+    batch = {
+        "inputs": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": np.ones(shape, np.int32),
+        "positions": np.broadcast_to(np.arange(seq_len, dtype=np.int32), shape),
+        "loss_weights": np.ones(shape, np.float32),
+    }
+    options = platform.compiler_options(config.model.dtype)
+    return jax.jit(make_train_step(model, settings), donate_argnums=0, compiler_options=options), state, batch
 
 
 if __name__ == "__main__":

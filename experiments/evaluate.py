@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
                         f"--{min(given)} has no use here: data.objective {d['objective']!r} asks of whole texts"
                     )
                 corpus = open_corpus(**_corpus(arguments, d), as_records=True)
-                task = tasks.of_records("validation", corpus.splits["validation"]())
+                task = tasks.of_records("validation", d["objective"], corpus.splits["validation"]())
                 return _measure(arguments, [task], tasks.Settings())
             model, params, tokenizer, step = read(path, step=arguments.step)
             longest = d["seq_len"] or model.config.max_seq_len

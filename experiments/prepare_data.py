@@ -42,9 +42,13 @@ def main(argv: Sequence[str]) -> int:
     needed = {"pairs": 2, "middles": 0}.get(kind)
     if len(files) != needed if needed is not None else not files:
         parser.error(f"{kind} needs {'some' if needed is None else needed} files, not {len(files)}")
+    if arguments.num_examples < 1:
+        parser.error(f"--num_examples {arguments.num_examples} must be at least 1")
     for file in files:
         if not file.is_file():
             parser.error(f"{file}: no such file")
+        if kind == "catalogues" and not zipfile.is_zipfile(file):
+            parser.error(f"{file} is no wheel")
 
     from gptjax.data.corpora import open_corpus
 
@@ -68,6 +72,12 @@ def main(argv: Sequence[str]) -> int:
                 chance = random.Random(source[:40]).random()
                 name = "test" if chance < 0.05 else "validation" if chance < 0.1 else "train"
                 of_split[name].setdefault(source, (source, target))
+            if not all(of_split.values()):
+                of_language = f" in {arguments.language}" if kind == "catalogues" else ""
+                count = sum(map(len, of_split.values()))
+                raise cli.UserError(
+                    f"{', '.join(map(str, files))}: {count} {kind}{of_language} are too few for three splits"
+                )
             for name, found in of_split.items():
                 write(arguments.output / f"{name}.jsonl", (example(*pair) for pair in found.values()))
             if kind == "descriptions":
@@ -104,7 +114,11 @@ def catalogues(wheels: Sequence[pathlib.Path], language: str) -> Iterator[Pair]:
 def descriptions(files: Sequence[pathlib.Path]) -> Iterator[Pair]:
     """Descriptions of 200 characters and more, and their synopses."""
     for file in files:
-        for synopsis, lines in re.findall(r"^Description-en: (.+)\n((?: .*\n)+)", file.read_text(), re.MULTILINE):
+        try:
+            text = file.read_text()
+        except UnicodeDecodeError as error:
+            raise cli.UserError(f"{file} is no text in UTF-8; unpack it first") from error
+        for synopsis, lines in re.findall(r"^Description-en: (.+)\n((?: .*\n)+)", text, re.MULTILINE):
             body = re.sub(r"\s+", " ", re.sub(r"^ \.$", "", lines, flags=re.MULTILINE)).strip()
             if len(body) >= 200:
                 yield (body if len(body) <= _LONGEST else body[:_LONGEST].rsplit(" ", 1)[0]) + "\n", synopsis

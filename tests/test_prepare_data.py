@@ -71,9 +71,16 @@ def test_middles_are_the_ends_of_lines():
 
 
 def test_bad_input(tmp_path, capsys):
+    (tmp_path / "short").write_text("Package: q\nDescription-en: short\n Too short.\n\n")
+    (tmp_path / "packed").write_bytes(b"\xfd7zXZ\x00")
     for arguments, words in (
+        (["middles", "out", "--num_examples", "0"], "--num_examples 0 must be at least 1"),
+        (["catalogues", tmp_path / "out", tmp_path / "short"], "short is no wheel"),
+        (["descriptions", tmp_path / "out", tmp_path / "short"], "0 descriptions are too few for three splits"),
+        (["descriptions", tmp_path / "out", tmp_path / "packed"], "packed is no text in UTF-8; unpack it first"),
         (["pairs", "out", "one"], "pairs needs 2 files, not 1"),
         (["catalogues", "out"], "catalogues needs some files"),
         (["catalogues", "out", "no.whl"], "no.whl: no such file"),
     ):
         assert made(*arguments) == 2 and words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

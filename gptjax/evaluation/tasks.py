@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptjax.data.chat import prompt_ids
-from gptjax.data.corpora import Document
+from gptjax.data.corpora import Document, Record
 from gptjax.data.objectives import decoder_start, infill_ids
 from gptjax.evaluation import sandbox
 from gptjax.evaluation import text_metrics as measure
@@ -106,27 +106,33 @@ def read_task(name: str, limit: int | None = None) -> Task:
     if not kind:
         known = "; ".join(f"{kind}: {', '.join(k.fields)}" for kind, k in KINDS.items())
         raise ValueError(f"task {name!r} has examples of {', '.join(examples[0])}, which no kind of task has ({known})")
-    for index, example in enumerate(examples):
-        if not _has(example, KINDS[kind].fields):
-            raise ValueError(
-                f"task {name!r}, example {index} lacks fields of kind {kind!r}: {', '.join(KINDS[kind].fields)}"
-            )
-    return Task(name, kind, examples)
+    return _checked(Task(name, kind, examples))
 
 
-def of_records(name: str, records: Iterable[Document]) -> Task:
-    """A task of what 'classification' or 'question_answering' trains on, as `data.corpora` reads it."""
-    examples: list[dict[str, Any]] = []
+def of_records(name: str, objective: str, records: Iterable[Document]) -> Task:
+    """A task of the records that 'classification' or 'question_answering' trains on; raises as `read_task` does."""
+    examples = []
     for record in records:
-        fields: dict[str, Any] = record.fields  # type: ignore[union-attr]
-        if "context" in fields:
-            given = fields["answers"]
-            texts = given["text"] if isinstance(given, dict) else [answer["text"] for answer in given]
-            examples.append({"question": fields["question"], "context": fields["context"], "answers": texts})
-        else:
-            text = fields["text"] if "text" in fields else fields["sentence"]
-            examples.append(fields | {"text": text})
-    return Task(name, "span" if "context" in examples[0] else "classify", examples)
+        assert isinstance(record, Record)
+        fields = dict(record.fields)
+        if "sentence" in fields:
+            fields.setdefault("text", fields["sentence"])
+        if isinstance(given := fields.get("answers"), dict):
+            fields["answers"] = given["text"]
+        elif isinstance(given, list):
+            fields["answers"] = [answer["text"] if isinstance(answer, dict) else answer for answer in given]
+        examples.append(fields)
+    return _checked(Task(name, {"classification": "classify", "question_answering": "span"}[objective], examples))
+
+
+def _checked(task: Task) -> Task:
+    fields = KINDS[task.kind].fields
+    for index, example in enumerate(task.examples):
+        if not _has(example, fields):
+            raise ValueError(
+                f"task {task.name!r}, example {index} lacks fields of kind {task.kind!r}: {', '.join(fields)}"
+            )
+    return task
 
 
 def _has(example: dict[str, Any], fields: Sequence[str]) -> bool:
