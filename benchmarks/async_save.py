@@ -28,15 +28,14 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"--rounds {arguments.rounds} must be at least 1")
     import jax
 
-    from experiments import build
     from gptjax.training.checkpoints import Checkpoints
     from gptjax.training.throughput import peak_memory_bytes
     from gptjax.workdir import environment
 
     overrides = [("model.dtype", arguments.dtype), ("train.accumulation_steps", "1")]
     config = cli.load_config("configs/gpt2_small.py", overrides)
-    build.check(config)
-    step, state, batch = on_random_rows(config, config.data.vocab_size, ROWS, LENGTH)
+    with cli.user_errors():
+        step, state, batch = on_random_rows(config, config.data.vocab_size, ROWS, LENGTH)
 
     def steps(count: int) -> float:
         nonlocal state

@@ -73,11 +73,9 @@ def main(argv: Sequence[str]) -> int:
                 name = "test" if chance < 0.05 else "validation" if chance < 0.1 else "train"
                 of_split[name].setdefault(source, (source, target))
             if not all(of_split.values()):
-                of_language = f" in {arguments.language}" if kind == "catalogues" else ""
-                count = sum(map(len, of_split.values()))
-                raise cli.UserError(
-                    f"{', '.join(map(str, files))}: {count} {kind}{of_language} are too few for three splits"
-                )
+                what = "descriptions" if kind == "descriptions" else f"messages in {arguments.language}"
+                count, given = sum(map(len, of_split.values())), ", ".join(map(str, files))
+                raise cli.UserError(f"{given}: {count} {what} are too few for three splits")
             for name, found in of_split.items():
                 write(arguments.output / f"{name}.jsonl", (example(*pair) for pair in found.values()))
             if kind == "descriptions":

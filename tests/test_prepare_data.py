@@ -72,11 +72,13 @@ def test_middles_are_the_ends_of_lines():
 
 def test_bad_input(tmp_path, capsys):
     (tmp_path / "short").write_text("Package: q\nDescription-en: short\n Too short.\n\n")
+    zipfile.ZipFile(tmp_path / "empty", "w").close()
     (tmp_path / "packed").write_bytes(b"\xfd7zXZ\x00")
     for arguments, words in (
         (["middles", "out", "--num_examples", "0"], "--num_examples 0 must be at least 1"),
         (["catalogues", tmp_path / "out", tmp_path / "short"], "short is no wheel"),
         (["descriptions", tmp_path / "out", tmp_path / "short"], "0 descriptions are too few for three splits"),
+        (["catalogues", tmp_path / "out", tmp_path / "empty"], "0 messages in zh_Hans are too few for three splits"),
         (["descriptions", tmp_path / "out", tmp_path / "packed"], "packed is no text in UTF-8; unpack it first"),
         (["pairs", "out", "one"], "pairs needs 2 files, not 1"),
         (["catalogues", "out"], "catalogues needs some files"),

@@ -72,7 +72,7 @@ def serve(app, models=()):
         thread.join(20)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # JAX keeps a process's last 8192 programs: other tests would push this server's out
 def server():
     models = [
         make_model("tiny"),
