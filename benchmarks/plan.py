@@ -88,7 +88,12 @@ def compiled(system: str, case: str, rows: int | None, python: str, folder: path
             *options,
             *model.split(),
         ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    # What gptjax has set for itself, as its compilation cache, is not for MaxText.
+    variables = {
+        name: value for name, value in os.environ.items() if name != "XLA_FLAGS" and not name.startswith("JAX_")
+    }
+    variables = {**os.environ} if system == "gptjax" else variables | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     if done.returncode == 2 and system == "gptjax":
         raise cli.UserError(done.stderr.strip().removeprefix("error: "))
     if done.returncode:

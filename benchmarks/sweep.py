@@ -1,10 +1,11 @@
 """Twelve runs together and apart: python -m benchmarks.sweep --data FILE [--widths 16,32,64,128] [--steps 300]
 
 `experiments.sweep` of 3 learning rates x 4 seeds, a 2-layer GPT over characters, rows of 64, 12 a batch, each launcher in a
-folder of its own: the whole command's seconds, start and compilation included, and those of twice as many steps, whose
-difference is the steady state.
+folder of its own, with an empty cache: the whole command's seconds, start and compilation included, and those of twice as
+many steps, whose difference is the steady state.
 """
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -54,10 +55,12 @@ def whole(width: int, steps: int, data: str, flags: Sequence[str]) -> float:
     fields |= {"train.num_train_steps": steps, "eval.every_steps": steps, "checkpoint.every_steps": steps}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "experiments.sweep", "--config", "configs/shakespeare_char.py", *flags]
-        command += ["--sweep", "configs/sweeps/learning_rate_and_seed.py", "--sweepdir", folder]
+        command += ["--sweep", "configs/sweeps/learning_rate_and_seed.py", "--sweepdir", f"{folder}/runs"]
         command += [f"--config.{name}={value}" for name, value in fields.items()]
         started = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=pathlib.Path(__file__).parent.parent)
+        cold = os.environ | {"GPTJAX_CACHE": f"{folder}/cache", "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache/compiled"}
+        root = pathlib.Path(__file__).parent.parent
+        subprocess.run(command, check=True, env=cold, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return time.perf_counter() - started
 
 

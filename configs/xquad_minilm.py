@@ -6,7 +6,8 @@ Paper:     Artetxe et al., 2020, arXiv:1910.11856; recipe of Devlin et al., 2018
 Data:      google-deepmind/xquad on GitHub: 1,190 questions on 240 paragraphs of 48 articles, of which a fifth of the
            questions or more, with all that is asked about an article, is held out. MINILM as in sst2_minilm.py
 Hardware:  2 CPU cores (AMD EPYC, Zen 5)
-Result:    to be measured: python -m experiments.evaluate --model runs/xquad gives exact match and F1
+Result:    seed 0, python -m experiments.evaluate --model runs/xquad: exact match 36.2 % (29.9 to 42.5), F1 46.2 (40.3 to
+           52.2) of 254 questions, by the checkpoint of least loss; 9 min
 """
 
 from ml_collections import ConfigDict
