@@ -112,13 +112,17 @@ def test_outputs_loss_and_gradients_are_those_of_transformers(loaded, name, tmp_
     names = json.loads(str(golden["gradient_names"]))
     assert set(names) <= set(ours)
     start = 0
+    # What a softmax does not see, as a bias of keys, has a gradient of rounding errors alone, on both sides.
+    nothing = 1e-6 * golden["gradient_sizes"].max()
     for key, size in zip(names, golden["gradient_sizes"], strict=True):
         entries = some_entries(key, ours[key].size)
         stored = golden["gradients"][start : start + len(entries)]
         start += len(entries)
-        difference = np.abs(ours[key].ravel()[entries] - stored).max()
-        # A bias of keys has no effect, and a gradient that is rounding errors.
-        assert difference <= 1e-4 * size + 1e-7, (key, difference, size)
+        if size <= nothing:
+            assert np.abs(ours[key]).max() <= nothing, key
+        else:
+            difference = np.abs(ours[key].ravel()[entries] - stored).max()
+            assert difference <= 1e-4 * size, (key, difference, size)
     assert start == len(golden["gradients"])
 
 
