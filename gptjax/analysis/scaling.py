@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from scipy.special import logsumexp
 
 from gptjax.analysis.runs import Runs, read_config
 
@@ -113,7 +112,7 @@ def _objective(x: np.ndarray, N: np.ndarray, D: np.ndarray, loss: np.ndarray) ->
     """Sum of Huber losses [S] of constants [S, 5], and its gradient [S, 5]."""
     a, b, e, alpha, beta = (column[:, None] for column in x.T)
     terms = np.stack(np.broadcast_arrays(a - alpha * np.log(N), b - beta * np.log(D), e))
-    predicted = logsumexp(terms, axis=0)
+    predicted = np.logaddexp.reduce(terms, axis=0)
     residual = predicted - np.log(loss)
     far = np.abs(residual) > HUBER_DELTA
     huber = np.where(far, HUBER_DELTA * (np.abs(residual) - HUBER_DELTA / 2), residual**2 / 2)
