@@ -7,7 +7,7 @@ learn    a GPT, a BERT and an encoder-decoder, each within 3 minutes on 2 cores
 invariance  a step is the same on every mesh of 4 and 8 devices, cut and compiled in every way; a run, over any processes
 batches  greedy texts do not depend on the batch; on the model file named by $SMOLLM2
 faults   runs hit by SIGKILL, SIGTERM, SIGSTOP, full disks, damaged files, for ten minutes
-serve    the server's suite with many drawn requests and the page in Chromium; with $SMOLLM2 also 10 minutes of load
+serve    the server's suite with many drawn requests, the page in Chromium, lm-eval; with $SMOLLM2 also 10 minutes of load
 ray      a sweep of 4 as Ray jobs, on a head of its own and submitted to two nodes; needs the extra `ray`
 mup      the best learning rate of narrow and wide models, with muP and without
 notebooks  every notebook of colab/, headless, with its small settings

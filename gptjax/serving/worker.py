@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import queue
 import threading
@@ -52,7 +53,8 @@ class Worker:
         self.ready = threading.Event()
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._deliver: dict[int, Callable[[Any], None]] = {}  # by the engine's id of a text
-        self._scoring: dict[int, Iterator[Any]] = {}  # by the id of their delivery, negative
+        self._scoring: dict[int, Iterator[Any]] = {}  # by the id of their delivery
+        self._scoring_ids = itertools.count(-1, -1)  # never again: who is done may yet say that its text is to stop
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -78,7 +80,7 @@ class Worker:
                     if isinstance(request, Request):
                         ids[place] = self.engine.submit(request)
                     else:
-                        ids[place] = min(self._scoring, default=0) - 1
+                        ids[place] = next(self._scoring_ids)
                         self._scoring[ids[place]] = scoring.score(self.engine, request)
                     self._deliver[ids[place]] = lambda result, place=place: deliver(place, result)  # type: ignore[misc]
                 except Exception as error:

@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("harness")
     tokenizer = build_tokenizer("byte", documents=lambda: iter(()), vocab_size=0)
     sizes = dict(vocab_size=tokenizer.vocab_size, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, embed_dim=16)
-    model = make_model("gpt", **sizes, mlp_dim=32, max_seq_len=64)
+    model = make_model("gpt", **sizes, mlp_dim=32, max_seq_len=72)
     huggingface.write(folder / "model", model, init_params(model, jax.random.key(1), 4.0), tokenizer)
     rng = np.random.default_rng(0)
     choice = [
@@ -48,14 +48,15 @@ def folder(tmp_path_factory):
     return folder, {"choice": choice, "text": text, "generate": generate}
 
 
-def evaluate(folder, *names, **options):
+def evaluate(folder, *names, model=None, **options):
+    """With `model` as lm-eval names it, or ours in process."""
     from lm_eval.tasks import TaskManager
 
     from gptjax.evaluation.harness import HarnessLM
 
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     names = [f"ours_{name}" for name in names]
-    model = HarnessLM(folder / "model")
+    model = model or HarnessLM(folder / "model")
     return lm_eval.simple_evaluate(model, tasks=names, task_manager=manager, bootstrap_iters=0, **options)
 
 
@@ -66,7 +67,7 @@ def test_scores_are_ours(folder, monkeypatch):
     subject = Subject(load(folder / "model"), FACTS)
     ours = {
         name: run_task(
-            Task(name, kind, examples[name]), subject, Settings(stride=64, max_new_tokens=8, metrics=("f1",))
+            Task(name, kind, examples[name]), subject, Settings(stride=72, max_new_tokens=8, metrics=("f1",))
         )
         for name, kind in (("choice", "choice"), ("text", "perplexity"))
     }
@@ -95,10 +96,11 @@ def test_chat_template(folder, monkeypatch):
     monkeypatch.setattr(
         harness, "generate", lambda m, p, prompts, **o: seen.extend(prompts) or generate(m, p, prompts, **o)
     )
-    evaluate(folder, "generate", apply_chat_template=True, limit=1)
+    evaluate(folder, "generate", apply_chat_template=True, system_instruction="Be brief.", limit=1)
     tokenizer = load(folder / "model").tokenizer
-    known = prompt_ids(tokenizer, [{"role": "user", "content": "say red"}])
-    assert list(seen[0]) == list(known[-len(seen[0]) :]) and len(seen) == 1
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "say red"}]
+    known = prompt_ids(tokenizer, messages)
+    assert len(seen) == 1 and len(known) > 64 and list(seen[0]) == list(known[-64:])  # the context, less 8 to write
     assert tokenizer.eos_id in seen[0]  # the end of the user's turn, as a special token
     lm = harness.HarnessLM(folder / "model")
     text = lm.apply_chat_template([{"role": "user", "content": "<|endoftext|>"}])

@@ -1,6 +1,7 @@
 """Every endpoint, by the client that everybody uses."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openai
@@ -56,6 +57,16 @@ def test_completions_say_how_likely_tokens_are(client, server):
     assert "".join(c.text for c in chunks) == written.text
     assert [x for c in chunks for x in c.logprobs.token_logprobs] == written.logprobs.token_logprobs
     assert [x for c in chunks for x in c.logprobs.text_offset] == written.logprobs.text_offset
+
+
+def test_texts_scored_at_once_all_get_their_scores(client):
+    def score(i):
+        options = dict(model="tiny", prompt="x" * (1 + i % 7), max_tokens=0, logprobs=1, echo=True, timeout=15)
+        return client.completions.create(**options).choices[0].logprobs.token_logprobs
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(score, range(60)))
+    assert all(scores == found[6][: len(scores)] == found[i % 7] for i, scores in enumerate(found))
 
 
 def test_stops_biases_and_ends(client):
