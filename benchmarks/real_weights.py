@@ -104,7 +104,7 @@ def compare(folder: pathlib.Path, text: pathlib.Path, num_tokens: int, window: i
     import jax.numpy as jnp
 
     import gptjax
-    from gptjax.generation.decoding import prepare
+    from gptjax.generation.decoding import WEIGHTS, prepare
     from gptjax.generation.engine import generate
     from gptjax.generation.sampling import Sampling
     from gptjax.training.losses import cross_entropy
@@ -136,7 +136,7 @@ def compare(folder: pathlib.Path, text: pathlib.Path, num_tokens: int, window: i
         return sum(float(loss(model, params, row)) for row in windows) / (num_windows * (window - 1))
 
     nats = mean_loss(model, params)
-    narrow = {weights: mean_loss(*prepare(model, params, weights)) for weights in ("bfloat16", "int8")}
+    narrow = {weights: mean_loss(*prepare(model, params, weights)) for weights in WEIGHTS[1:]}
     chat = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
     prompt = encode_chat(tokenizer, chat)
     (answer,) = generate(

@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--draft", metavar="M", help="a smaller model of the same tokens that guesses ahead")
     parser.add_argument("--lookup", action="store_true", help="guess ahead what followed in the text before")
     parser.add_argument(
-        "--weights", help="float32, bfloat16 or int8; the model's own, and float32 on CPU, if not given"
+        "--weights", help="float32, bfloat16, int8 or int4; the model's own, and float32 on CPU, if not given"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random choices")
     arguments = parser.parse(argv)

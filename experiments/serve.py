@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--cache_len", type=int, help="tokens of a prompt and its text; the model's context, if not given"
     )
-    parser.add_argument("--weights", help="float32, bfloat16 or int8; the model's dtype, on CPU float32, if not given")
+    parser.add_argument("--weights", help="float32, bfloat16, int8 or int4; if not given, the model's, on CPU float32")
     parser.add_argument("--max_waiting", type=int, default=256, help="texts that may wait for a slot; beyond, it's 429")
     parser.add_argument("--max_texts", type=int, default=128, help="that one request may ask for, prompts times n")
     parser.add_argument("--max_body_bytes", type=int, default=4 << 20, help="of one request")

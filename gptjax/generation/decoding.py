@@ -16,7 +16,7 @@ from gptjax.models.config import DTYPES
 from gptjax.models.narrow import quantize
 from gptjax.models.transformer import unstack
 
-WEIGHTS = ("float32", "bfloat16", "int8")
+WEIGHTS = ("float32", "bfloat16", "int8", "int4")
 NUM_TOP = 20  # likeliest tokens given with each token, where asked for
 NUM_EOS = 8  # ids that may end a text
 # XLA:CPU's own loops read narrow weights several times as fast as the library it would hand them to; products it keeps.
@@ -71,7 +71,8 @@ def prepare(model: Model, params: Params, weights: str) -> tuple[Model, Params]:
             return leaf.astype(dtype)
         if name != "kernel" or module.startswith("experts_") or module == "router":
             return leaf
-        return quantize(leaf, 2 if module == "out" else 1) if weights == "int8" else leaf.astype(dtype)
+        num_inputs = 2 if module == "out" else 1
+        return quantize(leaf, num_inputs, weights) if weights in ("int8", "int4") else leaf.astype(dtype)
 
     @jax.jit
     def build(params: Params) -> Params:

@@ -1,6 +1,6 @@
 """Continuous batching: texts join and leave a running batch, in programs whose number does not depend on what is asked.
 
-A batch has either one slot or all of them, and room for 64, 256, 1024, ... tokens in each; prompts are read in parts of
+A batch has one slot, eight or all of them, and room for 64, 256, 1024, ... tokens in each; prompts are read in parts of
 three shapes. That is all there is to compile: `num_compiles` counts, and `Engine.warm_up` compiles it beforehand. A batch
 that does not grow is as large as it gets from the start, for seven programs in all.
 """
@@ -22,7 +22,7 @@ from gptjax.models import GPT, EncoderDecoder, Model
 
 _PART = 256  # tokens of a prompt read at once, so that those who write do not wait long
 _SHORT = 64  # prompts up to here are read several at once
-_ROWS = 8  # that many
+_ROWS = 8  # that many, of which half must be there: a row of padding takes as long as a prompt
 _TOKENS_AT_ONCE = 64  # written in one dispatch, at most
 _NOWHERE = 1 << 30  # beyond the last slot
 
@@ -140,8 +140,8 @@ class Engine:
       cache_len: tokens that a text may have, prompt and all; None for the model's context. With `num_slots` it bounds the
         memory.
       grows: whether slots and room are added as texts need them, so that few and short ones are written faster.
-      weights: 'float32', 'bfloat16' or 'int8', the format that kernels are kept in; None for the model's dtype, and float32
-        on CPU.
+      weights: 'float32', 'bfloat16', 'int8' or 'int4', the format that kernels are kept in; None for the model's dtype, and
+        float32 on CPU.
 
     Raises:
       ValueError: a model that does not generate, an unknown format, or a size out of range.
@@ -172,6 +172,7 @@ class Engine:
         self.memory_len = c.max_seq_len if isinstance(model, EncoderDecoder) else 0
         self.grows = grows
         self._rows = min(_ROWS, num_slots)
+        self._batch_sizes = sorted({1, self._rows, num_slots})
         self._whole = _PART if grows or self.memory_len else _SHORT  # tokens; longer prompts are read in parts
         self._waiting: collections.deque[_Text] = collections.deque()
         self._part: _Part | None = None
@@ -316,7 +317,7 @@ class Engine:
             self._reset()
             self._resize(1, cache_len)
             self._resize(self.num_slots, cache_len)
-        for num_slots in sorted({1, self.num_slots}):
+        for num_slots in self._batch_sizes:
             self._reset()
             for cache_len in ladder(self.cache_len):
                 self._resize(num_slots, cache_len)
@@ -345,7 +346,8 @@ class Engine:
 
     def _resize(self, num_slots: int, cache_len: int) -> None:
         """Makes the batch larger where it is smaller, one size after the other, so that there are few programs."""
-        for shape in ((num_slots, 0), *((0, length) for length in ladder(self.cache_len) if length <= cache_len)):
+        slots = [(size, 0) for size in self._batch_sizes if size <= num_slots]
+        for shape in (*slots, *((0, length) for length in ladder(self.cache_len) if length <= cache_len)):
             shape = (max(shape[0], self._shape[0]), max(shape[1], self._shape[1]))
             if shape != self._shape:
                 larger = _run("init_slots", self.model, *shape, self.memory_len)
@@ -368,6 +370,9 @@ class Engine:
             group.append(self._waiting.popleft())
         if not group:
             return
+        if self.grows and 2 * len(group) < self._rows:
+            self._waiting.extendleft(reversed(group[1:]))
+            del group[1:]
         rows = 1 if len(group) == 1 and self.grows else self._rows
         longest = max(len(text.request.prompt) for text in group)
         tokens = pad(
@@ -420,7 +425,8 @@ class Engine:
         """Gives each text of a group that was read a slot."""
         lengths = [len(text.request.prompt) for text in group]
         together = sum(text is not None for text in self._texts) + len(group)
-        self._resize(1 if together == 1 else self.num_slots, at_least(max(lengths), self.cache_len))
+        size = next(size for size in self._batch_sizes if size >= together)
+        self._resize(size, at_least(max(lengths), self.cache_len))
         free = (slot for slot, text in enumerate(self._texts) if text is None)
         slots = [next(free) for _ in group]
         self._insert(group, slots, tokens, logits, cache, source)

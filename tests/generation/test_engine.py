@@ -197,18 +197,22 @@ def test_bias_and_constraint_forbid_and_force():
     assert texts[biased][0] == [11] * 5
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
-def test_narrow_weights_are_the_product_with_what_they_stand_for(weights):
+@pytest.mark.parametrize(("weights", "error"), [("bfloat16", 0.03), ("int8", 0.03), ("int4", 0.25)])
+def test_narrow_weights_are_the_product_with_what_they_stand_for(weights, error):
     """One row, few rows and many, which are computed in different ways."""
-    from gptjax.models.narrow import Int8, product, quantize
+    from gptjax.models.narrow import product, quantize, widen
 
     rng = np.random.default_rng(0)
-    kernel = rng.standard_normal((4, 24, 40)).astype(np.float32)  # [H, K, D]
-    narrow = quantize(kernel, 2) if weights == "int8" else jax.numpy.asarray(kernel, weights)
-    meant = narrow.values * narrow.scale if isinstance(narrow, Int8) else narrow.astype(np.float32)
-    assert np.abs(meant - kernel).max() < 0.03
+    kernel = rng.standard_normal((4, 22, 40)).astype(np.float32)  # [H, K, D]; its inputs fill no whole groups
+    if weights == "bfloat16":
+        narrow = jax.numpy.asarray(kernel, weights)
+        meant = narrow.astype(np.float32)
+    else:
+        narrow = quantize(kernel, 2, weights)
+        meant = narrow.values * narrow.scale if weights == "int8" else widen(narrow, (4, 22))
+    assert np.abs(meant - kernel).max() < error
     for batch, length in ((1, 1), (3, 1), (2, 9)):
-        x = rng.standard_normal((batch, length, 4, 24)).astype(np.float32)
+        x = rng.standard_normal((batch, length, 4, 22)).astype(np.float32)
         y = jax.jit(product, static_argnums=0)("bthk,hkd->btd", x, narrow)
         np.testing.assert_allclose(y, np.einsum("bthk,hkd->btd", x, meant), atol=0.2 if weights == "bfloat16" else 1e-3)
 
@@ -252,7 +256,7 @@ def test_bad_engines_are_refused():
     for fields, message in (
         (dict(num_slots=0), "num_slots 0 must be at least 1"),
         (dict(cache_len=301), "cache_len 301 must be from 1 to the model's context, 300"),
-        (dict(weights="int3"), "weights 'int3' is not one of float32, bfloat16, int8"),
+        (dict(weights="int3"), "weights 'int3' is not one of float32, bfloat16, int8, int4"),
     ):
         with pytest.raises(ValueError, match=message):
             Engine(model, params, **fields)
