@@ -121,19 +121,21 @@ def test_a_text_does_not_depend_on_who_else_is_there():
 
 def test_nothing_compiles_after_warm_up():
     model, params, _ = make("learned positions")
-    engine = Engine(model, params, num_slots=4, cache_len=290)
+    engine = Engine(model, params, num_slots=12, cache_len=290)  # batches of 1, 8 and 12
     engine.warm_up()
     before = num_compiles()
     rng = np.random.default_rng(0)
-    for i in range(25):
+    for i in range(40):
         sampling = Sampling(*rng.choice([0.0, 0.7, 1.5], 1), int(rng.integers(0, 9)), 0.9, 0.01 * i, 1 + 0.1 * i)
         bias = {3: 2.0} if i % 5 == 0 else None
         prompt = rng.integers(0, V, rng.integers(1, 289))
         engine.submit(Request(prompt, int(rng.integers(1, 60)), (7,), sampling, i, None, bias, i % 3 == 0))
-        for _ in range(rng.integers(0, 4)):
+        for _ in range(rng.integers(0, 4) if i < 20 else 0):
             engine.step(int(rng.integers(1, 30)))
         if i % 6 == 0:
             engine.cancel(i)
+    while engine.num_active <= 8:
+        engine.step(1)
     finish(engine)
     assert num_compiles() == before
 
