@@ -30,6 +30,19 @@ from experiments import cli
 ROOT = pathlib.Path(__file__).parent.parent
 PROMPTS, TEXTS = (16, 32, 64, 128, 256, 512), (16, 32, 64, 128)
 CONTEXT = 1024
+END_TOKENS = ("<|endoftext|>", "<|im_end|>", "</s>")
+# Its weights in plain buffers: those that it packs for AMX end version 0.3.36 with a segmentation fault.
+LLAMA = """
+from llama_cpp import llama
+from llama_cpp.server.__main__ import main
+defaults = llama.llama_cpp.llama_model_default_params
+def plain_buffers():
+    params = defaults()
+    params.use_extra_bufts = False
+    return params
+llama.llama_cpp.llama_model_default_params = plain_buffers
+main()
+"""
 WORDS = "the of and to in is you that it he was for on are as with his"
 
 
@@ -63,8 +76,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"--systems {arguments.systems} must be some of {', '.join(slots)}")
     systems = {system: [*ours, slots[system]] for system in arguments.systems.split(",")}
     if arguments.llama_cpp:
-        llama = ["-m", "llama_cpp.server", "--model", arguments.model, "--model_alias", "it", "--n_ctx", str(CONTEXT)]
-        systems["llama.cpp"] = [arguments.llama_cpp, *llama, "--n_threads", "2"]
+        llama = ["-c", LLAMA, "--model", arguments.model, "--model_alias", "it", "--n_ctx", str(CONTEXT)]
+        systems["llama.cpp"] = [arguments.llama_cpp, *llama, "--n_threads", "2", "--interrupt_requests", "False"]
     metrics: dict[str, float] = {}
     for system, command in systems.items():
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -95,13 +108,13 @@ async def measure(process: subprocess.Popen, port: int, clients: Sequence[int], 
             if process.poll() is not None:
                 raise cli.UserError(f"{' '.join(map(str, process.args))} ended with code {process.returncode}")  # type: ignore[arg-type]
             await asyncio.sleep(0.2)
-        compiled = await num_compiles(http)
+        compiled, bias = await num_compiles(http), await end_bias(http)
         for number in clients:
             answers: list[Answer] = []
             lost = [0]
             started = time.monotonic()
             deadline = started + seconds
-            tasks = [asyncio.create_task(client(http, i, deadline, answers, lost)) for i in range(number)]
+            tasks = [asyncio.create_task(client(http, i, deadline, bias, answers, lost)) for i in range(number)]
             await asyncio.sleep(seconds / 2)
             half = resident_bytes(process.pid)
             await asyncio.gather(*tasks)
@@ -119,14 +132,16 @@ async def measure(process: subprocess.Popen, port: int, clients: Sequence[int], 
     return found
 
 
-async def client(http: httpx.AsyncClient, seed: int, deadline: float, answers: list[Answer], lost: list[int]) -> None:
+async def client(
+    http: httpx.AsyncClient, seed: int, deadline: float, bias: dict, answers: list[Answer], lost: list[int]
+) -> None:
     """One request after the other, until the deadline; what was begun is finished."""
     rng = random.Random(seed)
     while time.monotonic() < deadline:
         prompt = " ".join(rng.choices(WORDS.split(), k=rng.choice(PROMPTS)))
         wanted = rng.choice(TEXTS)
         body = {"model": "it", "prompt": prompt, "max_tokens": wanted, "stream": True, "seed": rng.randrange(1 << 20)}
-        body |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
+        body |= {"ignore_eos": True, "stream_options": {"include_usage": True}} | bias
         try:
             if (answer := await ask(http, body)) and answer.num_tokens:
                 answers.append(answer)
@@ -151,15 +166,19 @@ async def ask(http: httpx.AsyncClient, body: dict) -> Answer | None:
                 chunk, now = json.loads(line[6:]), time.monotonic()
                 if chunk.get("usage"):
                     num_tokens = chunk["usage"]["completion_tokens"]
-                elif first == 0.0:
+                    continue
+                [choice] = chunk["choices"]
+                if choice["finish_reason"] == "length" and not num_tokens:  # llama.cpp's server does not say
+                    num_tokens = body["max_tokens"]
+                if not choice["text"]:
+                    continue
+                if first == 0.0:
                     first = now - started
                 else:
                     gaps.append(now - last)
                 last = now
     # Tokens that come in one piece have no gap between them.
-    return (
-        Answer(first, num_tokens or len(gaps) + 1, gaps + [0.0] * max(0, num_tokens - 1 - len(gaps))) if whole else None
-    )
+    return Answer(first, num_tokens, gaps + [0.0] * max(0, num_tokens - 1 - len(gaps))) if whole else None
 
 
 async def is_ready(http: httpx.AsyncClient) -> bool:
@@ -169,6 +188,16 @@ async def is_ready(http: httpx.AsyncClient) -> bool:
         return ready == 200 or (ready == 404 and (await http.get("/v1/models")).status_code == 200)
     except httpx.HTTPError:
         return False
+
+
+async def end_bias(http: httpx.AsyncClient) -> dict:
+    """What forbids llama.cpp's server, which has no `ignore_eos`, to end a text; nothing for ours."""
+    bias = {}
+    for token in END_TOKENS:
+        answer = await http.post("/extras/tokenize", json={"model": "it", "input": token})
+        if answer.status_code == 200 and len(ids := answer.json()["tokens"]) == 1:
+            bias[str(ids[0])] = -100.0
+    return {"logit_bias": bias} if bias else {}
 
 
 async def num_compiles(http: httpx.AsyncClient) -> float:
