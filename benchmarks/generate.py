@@ -1,10 +1,15 @@
-"""Generation beside Hugging Face's: python -m benchmarks.generate [--systems float32,bfloat16,int8,hf-float32,hf-bfloat16]
+"""Generation beside Hugging Face's, and beside llama.cpp's: python -m benchmarks.generate
 
 GPT-2 124M with random weights, greedy, two threads for everybody: the seconds from the call to the first token of a prompt
 of 512 (prefill), and tokens a second after that, at several batch sizes and contexts: a call for 33 tokens less a call for
 one, over 32; an untimed call comes before. Each system is
 a process of its own that waits while another is timed; rounds are interleaved; medians.
 PyTorch runs with the malloc settings that help it most. Needs `make referee`.
+
+With --smollm2 GGUF --llama_cpp PYTHON, a Python with llama-cpp-python 0.3.36, instead SmolLM2-135M-Instruct at batch 1
+beside llama.cpp with as many bits a weight: F32, BF16, Q8_0, and for int4 Q4_0 and Q4_1, made by llama.cpp's quantizer
+from the file. Ratios are ours over theirs, of two the better. --plain_buffers: llama.cpp does not repack weights for the
+processor, for builds whose AMX kernels crash.
 
 The bandwidth is what a matrix-vector product of 1 GB reads a second; `of it` is the share that decoding at batch 1 reaches,
 each token reading the weights and the filled cache once.
@@ -26,39 +31,57 @@ SIZES = dict(vocab_size=50257, num_layers=12, num_heads=12, embed_dim=768, max_s
 NEW = 32
 # (batch, context); the first is timed for its prompt as well.
 CELLS = ((1, 512), (1, 16), (1, 900), (8, 16), (32, 16))
-SYSTEMS = ("float32", "bfloat16", "int8", "hf-float32", "hf-bfloat16")
+SYSTEMS = ("float32", "bfloat16", "int8", "int4", "hf-float32", "hf-bfloat16")
+SMOLLM2_CELLS = ((1, 512), (1, 16))
+# Ours, and llama.cpp's of as many bits.
+EQUAL_BITS = {
+    "float32": ("llama-F32",),
+    "bfloat16": ("llama-BF16",),
+    "int8": ("llama-Q8_0",),
+    "int4": ("llama-Q4_0", "llama-Q4_1"),
+}
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 5 / 8}  # a weight
 
 
 def main(argv: Sequence[str]) -> int:
     """Measures and prints a table; returns the exit code."""
     parser = cli.Parser(__doc__)
-    parser.add_argument(
-        "--systems", default=",".join(SYSTEMS), help="ours by the format of weights, and Hugging Face's"
-    )
+    parser.add_argument("--systems", help="ours by the format of weights, and theirs; all if not given")
     parser.add_argument("--rounds", type=int, default=5, help="timings of each")
+    parser.add_argument("--smollm2", metavar="GGUF", help="this model instead, beside llama.cpp")
+    parser.add_argument("--llama_cpp", metavar="PYTHON", help="the Python that has llama-cpp-python")
+    parser.add_argument("--plain_buffers", action="store_true", help="llama.cpp does not repack weights")
     parser.add_argument("--worker", help="for internal use")
     arguments = parser.parse(argv)
     if arguments.worker:
-        work(arguments.worker)
+        work(arguments.worker, arguments.smollm2)
         return 0
-    if not REFEREE.exists():
+    known: Sequence[str] = SYSTEMS
+    if arguments.smollm2:
+        known = (*EQUAL_BITS, *(theirs for systems in EQUAL_BITS.values() for theirs in systems))
+        for name in ("smollm2", "llama_cpp"):
+            if not os.path.isfile(getattr(arguments, name) or ""):
+                parser.error(f"--{name} {getattr(arguments, name)}: no such file; --smollm2 needs both")
+    elif not REFEREE.exists():
         raise cli.UserError("the referee is missing: run `make referee` first")
-    systems = arguments.systems.split(",")
+    systems = arguments.systems.split(",") if arguments.systems else list(known)
     for system in systems:
-        if system not in SYSTEMS:
-            parser.error(f"--systems {system} is not one of {', '.join(SYSTEMS)}")
+        if system not in known:
+            parser.error(f"--systems {system} is not one of {', '.join(known)}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds {arguments.rounds} must be at least 1")
     if os.getloadavg()[0] > 0.5:
         print(f"warning: the machine is busy (load {os.getloadavg()[0]:.2f})", file=sys.stderr)
-    metrics = measure(systems, arguments.rounds)
+    metrics = measure({system: start(system, arguments) for system in systems}, arguments)
     from benchmarks.train_step import environment
 
     cli.write_report(arguments.json, environment(), [0], metrics)
     return 0
 
 
-def measure(systems: Sequence[str], rounds: int) -> dict[str, float]:
-    """Tokens a second by cell and system."""
-    workers = {system: start(system) for system in systems}
+def measure(workers: dict[str, Any], arguments: Any) -> dict[str, float]:
+    """Tokens a second by cell and system, of processes that are started."""
+    systems = list(workers)
     metrics: dict[str, float] = {}
     try:
         rates = {system: ask(worker, "ready") for system, worker in workers.items()}
@@ -66,9 +89,9 @@ def measure(systems: Sequence[str], rounds: int) -> dict[str, float]:
             metrics["bandwidth/bytes_per_second"] = max(bandwidths)
             print(f"read bandwidth {max(bandwidths) / 1e9:.1f} GB/s")
         print(f"{'tokens/s':<26}" + "".join(f"{system:>14}" for system in systems))
-        for batch, context in CELLS:
+        for batch, context in SMOLLM2_CELLS if arguments.smollm2 else CELLS:
             seconds: dict[str, list[tuple[float, float]]] = {system: [] for system in systems}
-            for _ in range(1 + rounds):
+            for _ in range(1 + arguments.rounds):
                 for system, worker in workers.items():
                     # The first call after a pause is slower, and left out.
                     _, one, all_of_them = (ask(worker, batch, context, new) for new in (1, 1, 1 + NEW))
@@ -85,7 +108,9 @@ def measure(systems: Sequence[str], rounds: int) -> dict[str, float]:
                 if name.startswith("decode") or (batch, context) == CELLS[0]:
                     print(f"{name:<26}" + "".join(f"{by_system[system]:>14.1f}" for system in systems), flush=True)
                     metrics |= {f"{name}/{system}": rate for system, rate in by_system.items()}
-            if batch == 1 and bandwidths:
+                    if arguments.smollm2:
+                        metrics |= ratios(name, by_system)
+            if batch == 1 and bandwidths and not arguments.smollm2:
                 shown = f"{'  of the bandwidth':<26}"
                 for system, rate in next(iter(rows.values())).items():
                     if not system.startswith("hf"):
@@ -98,23 +123,40 @@ def measure(systems: Sequence[str], rounds: int) -> dict[str, float]:
     return metrics
 
 
+def ratios(name: str, rates: dict[str, float]) -> dict[str, float]:
+    """Prints and returns our rates over llama.cpp's of as many bits."""
+    found = {}
+    for ours, theirs in EQUAL_BITS.items():
+        best = max((rates[system] for system in theirs if system in rates), default=None)
+        if ours in rates and best:
+            found[f"{name}/{ours}_over_llama"] = rates[ours] / best
+            print(f"  {ours} over llama.cpp {rates[ours] / best:.2f}", flush=True)
+    return found
+
+
 def bytes_per_token(system: str, context: int) -> float:
     """What a token reads: every kernel, the head, and the cache (float32) as it is halfway through the new ones."""
     width, layers = SIZES["embed_dim"], SIZES["num_layers"]
-    weights = 12 * layers * width**2 + SIZES["vocab_size"] * width
-    size = {"float32": 4, "bfloat16": 2, "int8": 1}[system]
-    return size * weights + 4 * 2 * layers * width * (context + NEW / 2)
+    head = BYTES["int8" if system == "int4" else system] * SIZES["vocab_size"] * width
+    return BYTES[system] * 12 * layers * width**2 + head + 4 * 2 * layers * width * (context + NEW / 2)
 
 
-def start(system: str) -> Any:
+def start(system: str, arguments: Any) -> Any:
     """A process that times one system when asked."""
+    here = ROOT / "benchmarks"
+    variables = {}
     if system.startswith("hf-"):
-        command = [str(REFEREE), str(ROOT / "benchmarks/referee_generate.py"), system.removeprefix("hf-")]
+        command = [REFEREE, here / "referee_generate.py", system.removeprefix("hf-"), json.dumps(SIZES)]
         variables = {"GLIBC_TUNABLES": MALLOC}
+    elif system.startswith("llama-"):
+        command = [arguments.llama_cpp, here / "referee_generate_llama.py", system.removeprefix("llama-")]
+        command += [os.path.abspath(arguments.smollm2), "plain" if arguments.plain_buffers else "repacked"]
     else:
-        command, variables = [sys.executable, "-m", "benchmarks.generate", "--worker", system], {}
+        command = [sys.executable, "-m", "benchmarks.generate", "--worker", system]
+        if arguments.smollm2:
+            command += ["--smollm2", os.path.abspath(arguments.smollm2)]
     return subprocess.Popen(
-        [*command, json.dumps(SIZES)] if system.startswith("hf-") else command,
+        [str(part) for part in command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -133,20 +175,23 @@ def ask(worker: Any, *question: Any) -> float:
     return float(line)
 
 
-def work(weights: str) -> None:
+def work(weights: str, smollm2: str | None) -> None:
     """Answers questions about our side."""
     import jax
     import numpy as np
 
+    import gptjax
     from gptjax.generation.engine import Engine
     from gptjax.generation.sampling import Sampling
     from gptjax.models import init_params, make_model
 
-    model = make_model("gpt", num_kv_heads=SIZES["num_heads"], head_dim=64, mlp_dim=4 * SIZES["embed_dim"], **SIZES)
-    params = init_params(model, jax.random.key(0))
-    engines = {
-        batch: Engine(model, params, num_slots=batch, weights=weights) for batch in sorted({b for b, _ in CELLS})
-    }
+    if smollm2:
+        model, params, _ = gptjax.load(smollm2)
+    else:
+        model = make_model("gpt", num_kv_heads=SIZES["num_heads"], head_dim=64, mlp_dim=4 * SIZES["embed_dim"], **SIZES)
+        params = init_params(model, jax.random.key(0))
+    batches = {batch for batch, _ in (SMOLLM2_CELLS if smollm2 else CELLS)}
+    engines = {batch: Engine(model, params, num_slots=batch, weights=weights) for batch in sorted(batches)}
     del params
     rng = np.random.default_rng(0)
     for line in sys.stdin:
@@ -155,7 +200,7 @@ def work(weights: str) -> None:
             print(bandwidth(), flush=True)
             continue
         batch, context, new = question
-        prompts = [rng.integers(0, SIZES["vocab_size"], context) for _ in range(batch)]
+        prompts = [rng.integers(0, model.config.vocab_size, context) for _ in range(batch)]
         started = time.perf_counter()
         engines[batch].generate(prompts, max_new_tokens=new, sampling=Sampling(temperature=0.0))
         print(time.perf_counter() - started, flush=True)
