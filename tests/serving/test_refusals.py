@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import socket
 import time
 
@@ -275,7 +276,9 @@ def test_half_sent_and_broken_connections(http, server):
 
 
 def test_idle_connections_and_slow_readers(http, server):
-    idle = [raw(server) for _ in range(300)]
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a connection is two files of this process
+    idle = [raw(server) for _ in range(1000)]
     body = json.dumps(COMPLETION | {"max_tokens": 200, "stream": True, "ignore_eos": True, "n": 2}).encode()
     slow = [raw(server, HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body) for _ in range(4)]
     assert http.post("/v1/completions", json=COMPLETION, timeout=20).status_code == 200
