@@ -1,6 +1,6 @@
 """Break training runs on purpose and see what is lost: python -m benchmarks.faults --minutes 10
 
-Each fault hits a small run in processes of its own. Then either the run continues, and its losses and final arrays equal
+Each fault hits a small run of one process, or of two. Then either the run continues, and its losses and final arrays equal
 those of a run left alone bit for bit, or it ends with one clear line, its checkpoints whole, and continues so once the
 fault is gone. Full disks and read-only folders are mounts of a private namespace (`unshare`); without one they are skipped.
 """
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from experiments import cli
+from gptjax.distributed.processes import DEAD_AFTER_SECONDS
 from tests import runs
 
 
@@ -29,115 +30,137 @@ class Outcome(NamedTuple):
 
 
 class Victim:
-    """One run that faults hit, again and again, until it is finished."""
+    """Runs of so many processes that faults hit, one after another."""
 
-    def __init__(self, folder: pathlib.Path, rng: random.Random):
-        self.folder, self.rng = folder, rng
+    def __init__(self, folder: pathlib.Path, rng: random.Random, count: int = 1):
+        self.folder, self.rng, self.count = folder, rng, count
         self.corpus = runs.write_corpus(folder)
         self.variables = {"GPTJAX_CACHE": str(folder / "cache")}
-        self.alone = folder / "alone"
-        result = runs.run(self.command(self.alone), **self.variables)
-        assert result.returncode == 0, result.stderr
-        self.renew()
+        self.alone = self.workdir = folder / "alone"
+        ended = runs.finish(self.start())
+        assert [code for code, _ in ended] == [0] * count, ended
 
     def command(self, workdir: pathlib.Path) -> list[str]:
         """What starts or continues the run."""
         return runs.train_command(workdir, self.corpus)
 
-    def renew(self) -> None:
-        """Begins a new run, some steps of it done."""
+    def hit(self, fault: Callable[["Victim"], Outcome]) -> Outcome:
+        """Begins a new run, breaks it when some steps of it are done, continues it to its end, and compares it."""
         self.workdir = pathlib.Path(tempfile.mkdtemp(dir=self.folder)) / "run"
-        process = self.start()
-        self.wait_for(process, 30)
-        process.send_signal(signal.SIGTERM)
-        process.communicate()
+        self.stop(self.start(), 30)
+        return fault(self)
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self) -> list[subprocess.Popen[str]]:
         """Starts or continues the run."""
-        return subprocess.Popen(
-            self.command(self.workdir),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=runs.environment(**self.variables),
-            cwd=runs.ROOT,
-        )
+        return runs.start(self.command(self.workdir), self.count, **self.variables)
+
+    def stop(self, processes: list[subprocess.Popen[str]], step: int) -> None:
+        """SIGTERM to one of the processes once the run has logged `step`: all exit with 143, the last step saved."""
+        runs.wait_for_step(self.workdir, step, processes)
+        self.rng.choice(processes).send_signal(signal.SIGTERM)
+        ended = runs.finish(processes)
+        assert [code for code, _ in ended] == [143] * self.count, ended
+        assert int(runs.whole_checkpoints(self.workdir)[-1].name) == self.step(), "the last step is not saved"
 
     def step(self) -> int:
         """The last step logged."""
-        path = self.workdir / "metrics.jsonl"
-        steps = re.findall(r'^{"step": (\d+)', path.read_text() if path.exists() else "", re.M)
-        return int(steps[-1]) if steps else 0
-
-    def wait_for(self, process: subprocess.Popen[str], step: int) -> None:
-        """Returns when the run has logged `step`."""
-        while self.step() < step:
-            if process.poll() is not None:
-                raise AssertionError(f"ended with code {process.returncode}: {process.communicate()[1][-300:]}")
-            time.sleep(0.005)
-
-    def checkpoints(self) -> list[pathlib.Path]:
-        """The whole ones, the latest last."""
-        found = [path.parent for path in (self.workdir / "checkpoints").glob("*/manifest.json")]
-        return sorted(found, key=lambda path: int(path.name))
+        return runs.last_step(self.workdir)
 
     def recover(self, before: int) -> Outcome:
-        """Continues the run, which had logged `before`, to its end, compares it, and begins another."""
+        """Continues the run, which had logged `before`, to its end, and compares it."""
         started = time.monotonic()
-        process = self.start()
+        processes = self.start()
         stamp = time.time()
         metrics = self.workdir / "metrics.jsonl"
-        while process.poll() is None and not metrics.stat().st_mtime > stamp:
+        while processes[0].poll() is None and not metrics.stat().st_mtime > stamp:
             time.sleep(0.005)
         seconds = time.monotonic() - started
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors[-500:]
-        resumed = re.search(r"resuming from step (\d+)", errors)
+        ended = runs.finish(processes)
+        assert [code for code, _ in ended] == [0] * self.count, ended
+        resumed = re.search(r"resuming from step (\d+)", ended[0][1])
         runs.assert_same_run(self.alone, self.workdir)
-        self.renew()
         return Outcome(max(0, before - int(resumed[1]) if resumed else before), seconds)
 
 
 def kill(victim: Victim) -> Outcome:
-    """SIGKILL at a random moment, every other time inside a save."""
-    wait = victim.rng.uniform(0, 0.5)
-    runs.kill_when(victim.command(victim.workdir), victim.workdir, wait, in_save=victim.rng.random() < 0.5)
+    """SIGKILL of one process at a random moment, every other time inside a save; the others end by themselves."""
+    processes = victim.start()
+    return _killed(victim, processes, [victim.rng.choice(processes)])
+
+
+def kill_all(victim: Victim) -> Outcome:
+    """SIGKILL of all processes."""
+    processes = victim.start()
+    return _killed(victim, processes, processes)
+
+
+def _killed(victim: Victim, processes: list[subprocess.Popen[str]], whom: list[subprocess.Popen[str]]) -> Outcome:
+    wait, in_save = victim.rng.uniform(0, 0.5), victim.rng.random() < 0.5
+    where = runs.kill_when(processes, whom, victim.workdir, wait, in_save=in_save)
+    left = [process for process in processes if process not in whom]
+    _others_end(runs.finish([*whom, *left], _END_SECONDS)[len(whom) :], finished=where == "finished")
     return victim.recover(victim.step())
 
 
+def _others_end(ended: list[tuple[int, str]], *, finished: bool = False) -> None:
+    """Those that were left ended with our line, or where the coordinator is gone by JAX's own hand."""
+    for code, errors in ended:
+        if not finished:
+            assert code in (1, -signal.SIGABRT), f"exit code {code}: {errors[-500:]}"
+            assert "Traceback" not in errors, errors[-1500:]
+            assert code != 1 or "error: lost another process of this run" in errors, errors[-500:]
+
+
 def terminate(victim: Victim) -> Outcome:
-    """SIGTERM: the state is saved, and the exit code is 143."""
-    process = victim.start()
-    victim.wait_for(process, victim.step() + victim.rng.randint(1, 20))
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
-    assert process.returncode == 143, process.returncode
+    """SIGTERM to one process: the state is saved, and the exit code of all is 143."""
+    victim.stop(victim.start(), victim.step() + victim.rng.randint(1, 20))
     return victim.recover(victim.step())
 
 
 def pause(victim: Victim, seconds: float = 60) -> Outcome:
-    """SIGSTOP for a minute, then SIGCONT; ended by SIGTERM, as the run would go on by itself."""
-    process = victim.start()
-    victim.wait_for(process, victim.step() + 1)
+    """SIGSTOP of one process for a minute, then SIGCONT; ended by SIGTERM, as the run would go on by itself."""
+    processes = victim.start()
+    runs.wait_for_step(victim.workdir, victim.step() + 1, processes)
+    process = victim.rng.choice(processes)
     process.send_signal(signal.SIGSTOP)
     time.sleep(seconds)
     process.send_signal(signal.SIGCONT)
-    victim.wait_for(process, victim.step() + 2)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
+    victim.stop(processes, victim.step() + 2)
     return victim.recover(victim.step())
+
+
+def hang(victim: Victim) -> Outcome:
+    """SIGSTOP of one process for good: the others end by themselves."""
+    processes = victim.start()
+    runs.wait_for_step(victim.workdir, victim.step() + 1, processes)
+    process = victim.rng.choice(processes)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        _others_end(runs.finish([other for other in processes if other is not process], _END_SECONDS))
+    finally:
+        process.kill()
+        process.communicate()
+    return victim.recover(victim.step())
+
+
+_END_SECONDS = DEAD_AFTER_SECONDS + 60  # in which a process ends that has lost another
 
 
 def truncate(victim: Victim) -> Outcome:
     """The largest file of the latest checkpoint loses its second half."""
-    file = max(victim.checkpoints()[-1].rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    file = max(
+        runs.whole_checkpoints(victim.workdir)[-1].rglob("*"),
+        key=lambda path: path.stat().st_size if path.is_file() else 0,
+    )
     os.truncate(file, file.stat().st_size // 2)
     return victim.recover(victim.step())
 
 
 def flip(victim: Victim) -> Outcome:
     """One bit of the latest checkpoint is turned over."""
-    files = [path for path in victim.checkpoints()[-1].rglob("*") if path.is_file() and path.stat().st_size]
+    files = [
+        path for path in runs.whole_checkpoints(victim.workdir)[-1].rglob("*") if path.is_file() and path.stat().st_size
+    ]
     file = victim.rng.choice([path for path in files if path.name != "manifest.json"])
     content = bytearray(file.read_bytes())
     content[victim.rng.randrange(len(content))] ^= 1 << victim.rng.randrange(8)
@@ -169,7 +192,7 @@ def _mounted(victim: Victim, mount: str) -> Outcome:
     """Continues the run with its workdir under a mount; it must end with one line, its checkpoints still whole."""
     at = victim.folder / "mount"
     at.mkdir(exist_ok=True)
-    before, whole = victim.step(), [path.name for path in victim.checkpoints()]
+    before, whole = victim.step(), [path.name for path in runs.whole_checkpoints(victim.workdir)]
     script = (
         mount.format(mount=at, workdir=victim.workdir)
         + f' && "$@"; code=$?; ls {at}/checkpoints/*/manifest.json; exit $code'
@@ -201,15 +224,21 @@ def one_line(result: subprocess.CompletedProcess[str]) -> None:
     assert len(re.findall("^error: ", result.stderr, re.M)) == 1, result.stderr[-500:]
 
 
-FAULTS: dict[str, Callable[[Victim], Outcome]] = {
-    "SIGKILL": kill,
-    "SIGTERM": terminate,
-    "SIGSTOP for a minute": pause,
-    "truncated checkpoint file": truncate,
-    "flipped bit in a checkpoint": flip,
-    "deleted data shard": delete_rows,
-    "full disk": fill_disk,
-    "read-only folder": read_only,
+# name: (processes of the run, what hits it)
+FAULTS: dict[str, tuple[int, Callable[[Victim], Outcome]]] = {
+    "SIGKILL": (1, kill),
+    "SIGTERM": (1, terminate),
+    "SIGSTOP for a minute": (1, pause),
+    "truncated checkpoint file": (1, truncate),
+    "flipped bit in a checkpoint": (1, flip),
+    "deleted data shard": (1, delete_rows),
+    "full disk": (1, fill_disk),
+    "read-only folder": (1, read_only),
+    "SIGKILL of one of two": (2, kill),
+    "SIGKILL of both": (2, kill_all),
+    "SIGTERM to one of two": (2, terminate),
+    "one of two stops for a minute": (2, pause),
+    "one of two hangs": (2, hang),
 }
 
 
@@ -221,19 +250,26 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse(argv)
     deadline = time.monotonic() + 60 * arguments.minutes
     outcomes: dict[str, list[Outcome | str]] = {name: [] for name in FAULTS}
-    skipped = () if can_mount() else ("full disk", "read-only folder")
+    skipped = {} if can_mount() else dict.fromkeys(("full disk", "read-only folder"), "no namespace to mount in")
+    if arguments.minutes < 10:
+        skipped["one of two hangs"] = "from --minutes 10 on"
+    names = [name for name in FAULTS if name not in skipped]
+    rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
-        victim = Victim(pathlib.Path(folder), random.Random(arguments.seed))
-        while time.monotonic() < deadline or not all(outcomes[name] for name in FAULTS if name not in skipped):
-            for name, fault in FAULTS.items():
-                if name in skipped or (time.monotonic() > deadline and outcomes[name]):
+        victims: dict[int, Victim] = {}
+        while time.monotonic() < deadline or not all(outcomes[name] for name in names):
+            for name in names:
+                if time.monotonic() > deadline and outcomes[name]:
                     continue
+                count, fault = FAULTS[name]
                 try:
-                    outcomes[name].append(fault(victim))
+                    if count not in victims:
+                        victims[count] = Victim(pathlib.Path(tempfile.mkdtemp(dir=folder)), rng, count)
+                    outcomes[name].append(victims[count].hit(fault))
                 except AssertionError as error:
                     outcomes[name].append(str(error).strip() or "failed")
-                    victim = Victim(pathlib.Path(tempfile.mkdtemp(dir=folder)), victim.rng)  # nothing of it is left
-    print(f"{'fault':<28} {'tried':>5} {'survived':>8} {'steps lost':>10} {'seconds to recover':>18}")
+                    victims.pop(count, None)  # nothing of it is left
+    print(f"{'fault':<29} {'tried':>5} {'survived':>8} {'steps lost':>10} {'seconds to recover':>18}")
     metrics: dict[str, float] = {}
     survived_all = True
     for name, found in outcomes.items():
@@ -241,8 +277,8 @@ def main(argv: Sequence[str]) -> int:
         survived_all &= len(survived) == len(found)
         lost = max((outcome.steps_lost for outcome in survived), default=0)
         seconds = max((outcome.seconds for outcome in survived), default=0.0)
-        shown = "no namespace to mount in" if name in skipped else f"{lost:>10} {seconds:>18.1f}"
-        print(f"{name:<28} {len(found):>5} {len(survived):>8} {shown}")
+        shown = skipped.get(name, f"{lost:>10} {seconds:>18.1f}")
+        print(f"{name:<29} {len(found):>5} {len(survived):>8} {shown}")
         for outcome in found:
             if isinstance(outcome, str):
                 print(f"  {outcome[-300:]}")

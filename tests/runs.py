@@ -4,9 +4,11 @@ import json
 import os
 import pathlib
 import random
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -65,33 +67,79 @@ def run(arguments: list[str], **changes: str) -> subprocess.CompletedProcess[str
     return subprocess.run(arguments, capture_output=True, text=True, env=environment(**changes), cwd=ROOT, timeout=300)
 
 
-def kill_when(arguments: list[str], workdir: pathlib.Path, seconds: float, *, in_save: bool) -> str:
-    """Starts a command and sends SIGKILL `seconds` after its first new metric, or inside the first save after that.
+def start(
+    arguments: list[str], count: int = 1, extra: Sequence[Sequence[str]] = (), **changes: str
+) -> list[subprocess.Popen[str]]:
+    """Starts `count` processes that are one run; `extra` flags of each."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        coordinator = f"localhost:{listener.getsockname()[1]}"
+    many = ["--coordinator", coordinator, "--num_processes", str(count), "--process_id"]
+    return [
+        subprocess.Popen(
+            [*arguments, *([*many, str(process)] if count > 1 else []), *(extra[process] if extra else [])],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment(**changes),
+        )
+        for process in range(count)
+    ]
+
+
+def finish(processes: list[subprocess.Popen[str]], seconds: float = 300) -> list[tuple[int, str]]:
+    """The exit code and stderr of each; whatever has not ended by then is killed, and fails."""
+    deadline = time.monotonic() + seconds
+    try:
+        errors = [process.communicate(timeout=max(1.0, deadline - time.monotonic()))[1] for process in processes]
+    except subprocess.TimeoutExpired as error:
+        raise AssertionError(f"a process did not end within {seconds:.0f} s") from error
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+
+
+def wait_for_step(workdir: pathlib.Path, step: int, processes: list[subprocess.Popen[str]]) -> None:
+    """Returns when the run has logged a step."""
+    while last_step(workdir) < step:
+        for process in processes:
+            if process.poll() is not None:
+                raise AssertionError(f"ended with code {process.returncode}: {process.communicate()[1][-500:]}")
+        time.sleep(0.005)
+
+
+def kill_when(
+    processes: list[subprocess.Popen[str]],
+    whom: list[subprocess.Popen[str]],
+    workdir: pathlib.Path,
+    seconds: float,
+    *,
+    in_save: bool,
+) -> str:
+    """Sends SIGKILL to some of a run's processes `seconds` after its first new metric, or inside the first save after that.
 
     Returns:
       where it was: 'finished', 'running' or 'saving'.
     """
-    metrics = workdir / "metrics.jsonl"
-    process = subprocess.Popen(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), cwd=ROOT
-    )
-    started = time.time()
-    try:
-        while process.poll() is None and not (metrics.exists() and metrics.stat().st_mtime > started):
-            time.sleep(0.002)
-        deadline = time.monotonic() + seconds
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-        while process.poll() is None and in_save and not _saving(workdir):
-            pass
-        if process.poll() is not None:
-            return "finished"
-        where = "saving" if _saving(workdir) else "running"
+    before = last_step(workdir)
+
+    def runs_on() -> bool:
+        return all(process.poll() is None for process in processes)
+
+    while runs_on() and last_step(workdir) == before:
+        time.sleep(0.002)
+    deadline = time.monotonic() + seconds
+    while runs_on() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    while runs_on() and in_save and not _saving(workdir):
+        pass
+    where = ("saving" if _saving(workdir) else "running") if runs_on() else "finished"
+    for process in whom:
         process.kill()
-        return where
-    finally:
-        process.kill()
-        process.wait()
+    return where
 
 
 def _saving(workdir: pathlib.Path) -> bool:
@@ -103,13 +151,32 @@ def _saving(workdir: pathlib.Path) -> bool:
     return any(not (p / "manifest.json").exists() for p in folders)
 
 
+def lines(workdir: pathlib.Path) -> list[dict]:
+    """The whole lines of metrics.jsonl."""
+    path = workdir / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def last_step(workdir: pathlib.Path) -> int:
+    """The last one logged, or 0."""
+    found = lines(workdir)
+    return found[-1]["step"] if found else 0
+
+
+def whole_checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Their folders, the latest last."""
+    found = [path.parent for path in (workdir / "checkpoints").glob("*/manifest.json")]
+    return sorted(found, key=lambda path: int(path.name))
+
+
 def losses(workdir: pathlib.Path) -> list[tuple]:
     """(step, losses ...) of every line; steps must be unique."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines]
+    found = lines(workdir)
+    steps = [line["step"] for line in found]
     assert steps == sorted(set(steps)), "a step appears twice"
     names = ("train/loss", "train/grad_norm", "train/tokens", "eval/loss", "eval/bits_per_byte")
-    return [(line["step"], *(line.get(name) for name in names)) for line in lines]
+    return [(line["step"], *(line.get(name) for name in names)) for line in found]
 
 
 def final_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
@@ -122,7 +189,13 @@ def final_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     checkpoints = Checkpoints(workdir / "checkpoints")
     step = checkpoints.steps()[-1]
     checkpoints.verify(step)
-    items = ocp.load_checkpointables(checkpoints.path / str(step), {"params": None, "ema": None, "training": None})
+    folder = checkpoints.path / str(step)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # whatever the devices of the run
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        {name: ocp.checkpointables_metadata(folder).metadata[name] for name in ("params", "ema", "training")},
+    )
+    items = ocp.load_checkpointables(folder, shapes)
     leaves = jax.tree_util.tree_leaves_with_path(items)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -155,7 +228,9 @@ def crash_suite(folder: pathlib.Path, kills: int, seed: int = 0) -> dict[str, in
         arguments = train_command(workdir, corpus)
         where = ""
         while where != "finished" and counts["running"] + counts["saving"] < kills:
-            where = kill_when(arguments, workdir, rng.uniform(0, 1.0), in_save=rng.random() < 0.5)
+            processes = start(arguments)
+            where = kill_when(processes, processes, workdir, rng.uniform(0, 1.0), in_save=rng.random() < 0.5)
+            finish(processes)
             if where != "finished":
                 counts[where] += 1
         finished = run(arguments)

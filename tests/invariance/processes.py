@@ -1,18 +1,15 @@
 """Runs of several real processes on this machine, stopped, killed, and continued with other numbers of them."""
 
 import contextlib
-import json
 import pathlib
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from tests import runs
 from tests.invariance.checks import ADAMW
+from tests.runs import finish, last_step, lines, wait_for_step
 
 # Rows that eight devices can split, and a save every few steps.
 CHANGES: dict[str, object] = {
@@ -22,13 +19,6 @@ CHANGES: dict[str, object] = {
     "eval__every_steps": 24,
     "checkpoint__every_steps": 4,
 }
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -43,48 +33,14 @@ def started(
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """`count` processes of one run, each with so many devices; `extra` flags of each. They are killed in the end."""
     arguments = runs.train_command(workdir, folder / "corpus.txt", **(CHANGES | changes))
-    coordinator = f"localhost:{free_port()}"
-    processes = []
-    for process in range(count):
-        many = ["--coordinator", coordinator, "--num_processes", str(count), "--process_id", str(process)]
-        processes.append(
-            subprocess.Popen(
-                [*arguments, *(many if count > 1 else []), *(extra[process] if extra else [])],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd=runs.ROOT,
-                env=runs.environment(XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}"),
-            )
-        )
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    processes = runs.start(arguments, count, extra, XLA_FLAGS=flags)
     try:
         yield processes
     finally:
         for process in processes:
             process.kill()
             process.wait()
-
-
-def finish(processes: list[subprocess.Popen[str]], seconds: float = 300) -> list[tuple[int, str]]:
-    """The exit code and stderr of each."""
-    deadline = time.monotonic() + seconds
-    errors = [process.communicate(timeout=max(1.0, deadline - time.monotonic()))[1] for process in processes]
-    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
-
-
-def wait_for_step(workdir: pathlib.Path, step: int, processes: list[subprocess.Popen[str]]) -> None:
-    """Returns when the run has logged a step."""
-    while not any(line["step"] >= step for line in lines(workdir)):
-        for process in processes:
-            assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-
-
-def lines(workdir: pathlib.Path) -> list[dict]:
-    """The whole lines of metrics.jsonl."""
-    path = workdir / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def distance(one: pathlib.Path, two: pathlib.Path) -> float:
@@ -94,11 +50,6 @@ def distance(one: pathlib.Path, two: pathlib.Path) -> float:
     names = ("train/loss", "eval/loss", "eval/bits_per_byte")
     pairs = [(x[name], y[name]) for x, y in zip(a, b, strict=True) for name in names if name in x]
     return max(abs(y / x - 1) for x, y in pairs)
-
-
-def last_checkpoint(workdir: pathlib.Path) -> int:
-    """The step of the latest whole checkpoint."""
-    return int(np.max([int(path.parent.name) for path in (workdir / "checkpoints").glob("*/manifest.json")]))
 
 
 def chain(folder: pathlib.Path) -> list[tuple[str, str, bool]]:
@@ -117,13 +68,13 @@ def chain(folder: pathlib.Path) -> list[tuple[str, str, bool]]:
     def part(
         name: str, count: int, devices: int, number: signal.Signals, whom: int, wanted: set[int], **mesh: int
     ) -> None:
-        before = lines(workdir)[-1]["step"] if lines(workdir) else 0
+        before = last_step(workdir)
         with started(folder, workdir, count, devices=devices, **length, **mesh) as processes:
             wait_for_step(workdir, before + 6, processes)
             if number == signal.SIGSTOP:
                 processes[whom].send_signal(signal.SIGSTOP)
                 time.sleep(60)
-                stood = lines(workdir)[-1]["step"]
+                stood = last_step(workdir)
                 processes[whom].send_signal(signal.SIGCONT)
                 wait_for_step(workdir, stood + 2, processes)
                 number = signal.SIGTERM

@@ -6,8 +6,8 @@ import pytest
 
 from gptjax.platform import launched_with_others
 from tests.invariance.checks import ADAMW
-from tests.invariance.processes import distance, finish, last_checkpoint, lines, started, wait_for_step
-from tests.runs import write_corpus
+from tests.invariance.processes import distance, started
+from tests.runs import finish, last_step, wait_for_step, whole_checkpoints, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +26,14 @@ def test_stopped_on_two_killed_on_two_finished_on_one_is_the_run_of_one(folder):
         processes[1].send_signal(signal.SIGTERM)
         ended = finish(processes, 60)
     assert [code for code, _ in ended] == [143, 143], ended
-    stopped = lines(workdir)[-1]["step"]
-    assert last_checkpoint(workdir) == stopped < 48
+    stopped = last_step(workdir)
+    assert int(whole_checkpoints(workdir)[-1].name) == stopped < 48
     with started(folder, workdir, 2) as processes:
         wait_for_step(workdir, stopped + 6, processes)
         processes[1].kill()
         (code, error), _ = finish(processes, 120)
     assert code == 1 and "error: lost another process of this run" in error and "Traceback" not in error, error
-    assert last_checkpoint(workdir) > stopped
+    assert int(whole_checkpoints(workdir)[-1].name) > stopped
     with started(folder, workdir, 1, devices=2) as processes:
         code, error = finish(processes)[0]
     assert code == 0, error
