@@ -1,7 +1,6 @@
 """Our models on Hugging Face weights compute what Transformers computes: golden files made by tests/goldens/make.py."""
 
 import dataclasses
-import functools
 import json
 import pathlib
 
@@ -21,8 +20,6 @@ from tests.goldens.weights import draw_weights, some_entries
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
 CASES = sorted(path.stem for path in GOLDENS.glob("*.npz"))
 MINILM_POOLING = {"word_embedding_dimension": 30, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
-
-QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +86,7 @@ def forward(name, model, params, golden):
 def test_outputs_loss_and_gradients_are_those_of_transformers(loaded, name, tmp_path):
     golden, model, params = loaded(name)
 
-    @functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
+    @jax.jit
     def both(params):
         def loss_and_outputs(params):
             outputs, loss = forward(name, model, params, golden)
