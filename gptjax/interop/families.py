@@ -1,6 +1,7 @@
 """The model types of Transformers that ours can express: tables of their tensors, and their config.json as our config."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
@@ -159,12 +160,13 @@ def their_config(model: Model) -> Json:
 
 
 def _model_type(model: Model) -> str:
-    c = model.config
     kind = model_arguments(model)["family"]
     if kind != "gpt":
         return "bert" if kind == "bert" else "t5"
-    if c.position != "rotary":
-        return "gpt2"
+    return _rotary_type(model.config) if model.config.position == "rotary" else "gpt2"
+
+
+def _rotary_type(c: TransformerConfig) -> str:
     if c.qk_norm:
         return "qwen3"
     if c.qkv_bias:
@@ -181,32 +183,35 @@ def _essence(config: TransformerConfig) -> Json:
     return {name: value for name, value in fields.items() if name not in CONDITIONAL or CONDITIONAL[name](config)}
 
 
+def _linear(path: str, axes: str, name: str, *, part: int | None = None, transposed: bool = True) -> list[Rule]:
+    """The kernel and bias of a projection with `axes` IN -> OUT, which torch.nn.Linear holds as OUT IN."""
+    into, out = axes.split(" -> ")
+    sides = [side.replace(" ", "") for side in ((out, into) if transposed else (into, out))]
+    return [
+        Rule(f"{path}/kernel", f"{into} {out}", f"{name}.weight", " ".join(sides), part),
+        Rule(f"{path}/bias", out, f"{name}.bias", out.replace(" ", ""), part),
+    ]
+
+
+def _layer_norm(path: str, name: str) -> list[Rule]:
+    return [Rule(f"{path}/scale", "D", f"{name}.weight", "D"), Rule(f"{path}/bias", "D", f"{name}.bias", "D")]
+
+
 def _gpt2_rules(config: TransformerConfig) -> list[Rule]:
     layer = "transformer.h.{}."
-    fused = [
-        rule
-        for part, name in enumerate(("query", "key", "value"))
-        for rule in (
-            Rule(f"blocks/attention/{name}/kernel", "D H K", layer + "attn.c_attn.weight", "D HK", part),
-            Rule(f"blocks/attention/{name}/bias", "H K", layer + "attn.c_attn.bias", "HK", part),
-        )
-    ]
+    linear = functools.partial(_linear, transposed=False)
     return [
         Rule("token_embedding/embedding", "V D", "transformer.wte.weight", "V D"),
         Rule("position_embedding/embedding", "P D", "transformer.wpe.weight", "P D"),
-        Rule("blocks/attention_norm/scale", "D", layer + "ln_1.weight", "D"),
-        Rule("blocks/attention_norm/bias", "D", layer + "ln_1.bias", "D"),
-        *fused,
-        Rule("blocks/attention/out/kernel", "H K D", layer + "attn.c_proj.weight", "HK D"),
-        Rule("blocks/attention/out/bias", "D", layer + "attn.c_proj.bias", "D"),
-        Rule("blocks/mlp_norm/scale", "D", layer + "ln_2.weight", "D"),
-        Rule("blocks/mlp_norm/bias", "D", layer + "ln_2.bias", "D"),
-        Rule("blocks/mlp/up/kernel", "D F", layer + "mlp.c_fc.weight", "D F"),
-        Rule("blocks/mlp/up/bias", "F", layer + "mlp.c_fc.bias", "F"),
-        Rule("blocks/mlp/down/kernel", "F D", layer + "mlp.c_proj.weight", "F D"),
-        Rule("blocks/mlp/down/bias", "D", layer + "mlp.c_proj.bias", "D"),
-        Rule("final_norm/scale", "D", "transformer.ln_f.weight", "D"),
-        Rule("final_norm/bias", "D", "transformer.ln_f.bias", "D"),
+        *_layer_norm("blocks/attention_norm", layer + "ln_1"),
+        *linear("blocks/attention/query", "D -> H K", layer + "attn.c_attn", part=0),
+        *linear("blocks/attention/key", "D -> H K", layer + "attn.c_attn", part=1),
+        *linear("blocks/attention/value", "D -> H K", layer + "attn.c_attn", part=2),
+        *linear("blocks/attention/out", "H K -> D", layer + "attn.c_proj"),
+        *_layer_norm("blocks/mlp_norm", layer + "ln_2"),
+        *linear("blocks/mlp/up", "D -> F", layer + "mlp.c_fc"),
+        *linear("blocks/mlp/down", "F -> D", layer + "mlp.c_proj"),
+        *_layer_norm("final_norm", "transformer.ln_f"),
         Rule("head/scores/kernel", "D V", "lm_head.weight", "V D"),
     ]
 
@@ -216,23 +221,16 @@ def _llama_rules(config: TransformerConfig) -> list[Rule]:
     return [
         Rule("token_embedding/embedding", "V D", "model.embed_tokens.weight", "V D"),
         Rule("blocks/attention_norm/scale", "D", layer + "input_layernorm.weight", "D"),
-        Rule("blocks/attention/query/kernel", "D H K", layer + "self_attn.q_proj.weight", "HK D"),
-        Rule("blocks/attention/query/bias", "H K", layer + "self_attn.q_proj.bias", "HK"),
+        *_linear("blocks/attention/query", "D -> H K", layer + "self_attn.q_proj"),
         Rule("blocks/attention/query_norm/scale", "K", layer + "self_attn.q_norm.weight", "K"),
-        Rule("blocks/attention/key/kernel", "D G K", layer + "self_attn.k_proj.weight", "GK D"),
-        Rule("blocks/attention/key/bias", "G K", layer + "self_attn.k_proj.bias", "GK"),
+        *_linear("blocks/attention/key", "D -> G K", layer + "self_attn.k_proj"),
         Rule("blocks/attention/key_norm/scale", "K", layer + "self_attn.k_norm.weight", "K"),
-        Rule("blocks/attention/value/kernel", "D G K", layer + "self_attn.v_proj.weight", "GK D"),
-        Rule("blocks/attention/value/bias", "G K", layer + "self_attn.v_proj.bias", "GK"),
-        Rule("blocks/attention/out/kernel", "H K D", layer + "self_attn.o_proj.weight", "D HK"),
-        Rule("blocks/attention/out/bias", "D", layer + "self_attn.o_proj.bias", "D"),
+        *_linear("blocks/attention/value", "D -> G K", layer + "self_attn.v_proj"),
+        *_linear("blocks/attention/out", "H K -> D", layer + "self_attn.o_proj"),
         Rule("blocks/mlp_norm/scale", "D", layer + "post_attention_layernorm.weight", "D"),
-        Rule("blocks/mlp/gate/kernel", "D F", layer + "mlp.gate_proj.weight", "F D"),
-        Rule("blocks/mlp/gate/bias", "F", layer + "mlp.gate_proj.bias", "F"),
-        Rule("blocks/mlp/up/kernel", "D F", layer + "mlp.up_proj.weight", "F D"),
-        Rule("blocks/mlp/up/bias", "F", layer + "mlp.up_proj.bias", "F"),
-        Rule("blocks/mlp/down/kernel", "F D", layer + "mlp.down_proj.weight", "D F"),
-        Rule("blocks/mlp/down/bias", "D", layer + "mlp.down_proj.bias", "D"),
+        *_linear("blocks/mlp/gate", "D -> F", layer + "mlp.gate_proj"),
+        *_linear("blocks/mlp/up", "D -> F", layer + "mlp.up_proj"),
+        *_linear("blocks/mlp/down", "F -> D", layer + "mlp.down_proj"),
         Rule("final_norm/scale", "D", "model.norm.weight", "D"),
         Rule("head/scores/kernel", "D V", "lm_head.weight", "V D"),
     ]
@@ -241,41 +239,25 @@ def _llama_rules(config: TransformerConfig) -> list[Rule]:
 def _bert_rules(config: TransformerConfig) -> list[Rule]:
     layer = "bert.encoder.layer.{}."
     labels = "qa_outputs" if config.head == "span" else "classifier"
-    projections = [
-        rule
-        for name in ("query", "key", "value")
-        for rule in (
-            Rule(f"blocks/attention/{name}/kernel", "D H K", layer + f"attention.self.{name}.weight", "HK D"),
-            Rule(f"blocks/attention/{name}/bias", "H K", layer + f"attention.self.{name}.bias", "HK"),
-        )
-    ]
     return [
         Rule("token_embedding/embedding", "V D", "bert.embeddings.word_embeddings.weight", "V D"),
         Rule("position_embedding/embedding", "P D", "bert.embeddings.position_embeddings.weight", "P D"),
         Rule("type_embedding/embedding", "U D", "bert.embeddings.token_type_embeddings.weight", "U D"),
-        Rule("embed_norm/scale", "D", "bert.embeddings.LayerNorm.weight", "D"),
-        Rule("embed_norm/bias", "D", "bert.embeddings.LayerNorm.bias", "D"),
-        *projections,
-        Rule("blocks/attention/out/kernel", "H K D", layer + "attention.output.dense.weight", "D HK"),
-        Rule("blocks/attention/out/bias", "D", layer + "attention.output.dense.bias", "D"),
-        Rule("blocks/attention_norm/scale", "D", layer + "attention.output.LayerNorm.weight", "D"),
-        Rule("blocks/attention_norm/bias", "D", layer + "attention.output.LayerNorm.bias", "D"),
-        Rule("blocks/mlp/up/kernel", "D F", layer + "intermediate.dense.weight", "F D"),
-        Rule("blocks/mlp/up/bias", "F", layer + "intermediate.dense.bias", "F"),
-        Rule("blocks/mlp/down/kernel", "F D", layer + "output.dense.weight", "D F"),
-        Rule("blocks/mlp/down/bias", "D", layer + "output.dense.bias", "D"),
-        Rule("blocks/mlp_norm/scale", "D", layer + "output.LayerNorm.weight", "D"),
-        Rule("blocks/mlp_norm/bias", "D", layer + "output.LayerNorm.bias", "D"),
-        Rule("pooler/dense/kernel", "D E", "bert.pooler.dense.weight", "E D"),
-        Rule("pooler/dense/bias", "D", "bert.pooler.dense.bias", "D"),
-        Rule("head/transform/kernel", "D E", "cls.predictions.transform.dense.weight", "E D"),
-        Rule("head/transform/bias", "D", "cls.predictions.transform.dense.bias", "D"),
-        Rule("head/transform_norm/scale", "D", "cls.predictions.transform.LayerNorm.weight", "D"),
-        Rule("head/transform_norm/bias", "D", "cls.predictions.transform.LayerNorm.bias", "D"),
+        *_layer_norm("embed_norm", "bert.embeddings.LayerNorm"),
+        *_linear("blocks/attention/query", "D -> H K", layer + "attention.self.query"),
+        *_linear("blocks/attention/key", "D -> H K", layer + "attention.self.key"),
+        *_linear("blocks/attention/value", "D -> H K", layer + "attention.self.value"),
+        *_linear("blocks/attention/out", "H K -> D", layer + "attention.output.dense"),
+        *_layer_norm("blocks/attention_norm", layer + "attention.output.LayerNorm"),
+        *_linear("blocks/mlp/up", "D -> F", layer + "intermediate.dense"),
+        *_linear("blocks/mlp/down", "F -> D", layer + "output.dense"),
+        *_layer_norm("blocks/mlp_norm", layer + "output.LayerNorm"),
+        *_linear("pooler/dense", "D -> E", "bert.pooler.dense"),
+        *_linear("head/transform", "D -> E", "cls.predictions.transform.dense"),
+        *_layer_norm("head/transform_norm", "cls.predictions.transform.LayerNorm"),
         Rule("head/bias", "V", "cls.predictions.bias", "V"),
         Rule("head/scores/kernel", "D V", "cls.predictions.decoder.weight", "V D"),
-        Rule("head/labels/kernel", "D N", f"{labels}.weight", "N D"),
-        Rule("head/labels/bias", "N", f"{labels}.bias", "N"),
+        *_linear("head/labels", "D -> N", labels),
     ]
 
 
@@ -388,10 +370,8 @@ def _llama_config(c: TransformerConfig) -> Json:
     if kind in ("llama3", "yarn"):
         low, high = ("low_freq_factor", "high_freq_factor") if kind == "llama3" else ("beta_slow", "beta_fast")
         rope |= {"original_max_position_embeddings": c.rope_original_len, low: c.rope_low, high: c.rope_high}
-    architecture = "Qwen3" if c.qk_norm else "Qwen2" if c.qkv_bias else None
-    architecture = architecture or ("Mistral" if any(c.windows) or c.embed_dim % c.num_heads else "Llama")
+    model_type = _rotary_type(c)
     config: Json = {
-        "architectures": [f"{architecture}ForCausalLM"],
         "num_key_value_heads": c.num_kv_heads,
         "head_dim": c.head_dim,
         "hidden_act": "silu",
@@ -400,9 +380,9 @@ def _llama_config(c: TransformerConfig) -> Json:
         "rope_theta": c.rope_theta,
         "rope_scaling": None if kind == "default" else rope,
     }
-    if architecture == "Llama":
+    if model_type == "llama":
         config |= {"attention_bias": c.use_bias, "mlp_bias": c.use_bias}
-    elif architecture == "Mistral":
+    elif model_type == "mistral":
         config["sliding_window"] = c.window or None
     elif any(c.windows):
         types = ["sliding_attention" if window else "full_attention" for window in c.windows]
