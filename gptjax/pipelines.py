@@ -18,6 +18,7 @@ import numpy as np
 from gptjax import loading
 from gptjax.array_types import Array, Params
 from gptjax.data.examples import windows
+from gptjax.data.objectives import decoder_start, document_start
 from gptjax.data.tokenizers import Encoded, Tokenizer
 from gptjax.generation.engine import Engine
 from gptjax.generation.sampling import Sampling
@@ -118,6 +119,13 @@ def source_facts(source: str | os.PathLike) -> dict[str, Any]:
     return {name: _read_object(file) if file.exists() and not is_workdir else {} for name, file in files.items()}
 
 
+def eos_ids(tokenizer: Tokenizer, facts: dict[str, Any]) -> list[int]:
+    """The tokens that end a text: what the model's files say in `facts`, else the tokenizer's own."""
+    ids = facts.get("generation_config", {}).get("eos_token_id")
+    ids = tokenizer.eos_id if ids is None else ids
+    return ids if isinstance(ids, list) else [ids]
+
+
 def _local(source: str | os.PathLike) -> pathlib.Path:
     """The file or folder of a source, for a hub name the one that was fetched."""
     path = pathlib.Path(source).expanduser()
@@ -170,7 +178,7 @@ def text_generation(
 def _prompt(pipe: Pipeline, text: str) -> np.ndarray:
     """The tokens of a prompt, of which there is always one."""
     ids = pipe.tokenizer.encode_with_specials(text).ids
-    return ids if len(ids) else np.array([_first_known(pipe.tokenizer, "bos_id", "eos_id")])
+    return ids if len(ids) else document_start(pipe.tokenizer)
 
 
 def text2text_generation(
@@ -196,7 +204,7 @@ def text2text_generation(
     files = pipe.facts.get("config", {}) | pipe.facts.get("generation_config", {})
     start = files.get("decoder_start_token_id")
     if start is None:
-        start = _first_known(pipe.tokenizer, "pad_id", "eos_id")
+        start = decoder_start(pipe.tokenizer)
     new, num_samples = _generate(pipe, [np.array([start])] * len(texts), _GREEDY, generation, sources)
     results = [{key: pipe.tokenizer.decode(ids)} for ids in new]
     if isinstance(inputs, str) or num_samples == 1:
@@ -506,10 +514,6 @@ def _texts(inputs: Any) -> list[str]:
     return texts
 
 
-def _first_known(tokenizer: Tokenizer, *names: str) -> int:
-    return next(index for name in names if (index := getattr(tokenizer, name)) is not None)
-
-
 def _task_params(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return facts.get("config", {}).get("task_specific_params") or {}
 
@@ -555,13 +559,11 @@ def _generate(
         new_tokens = [int(chosen["max_length"]) - len(ids) for ids in prompts]
         if min(new_tokens, default=1) < 1:
             raise ValueError(f"max_length {chosen['max_length']} leaves nothing to write after {longest} tokens")
-    eos_ids = pipe.facts.get("generation_config", {}).get("eos_token_id")
-    eos_ids = pipe.tokenizer.eos_id if eos_ids is None else eos_ids
     seed = call.get("seed")
     ids = pipe.engine.generate(
         prompts,
         max_new_tokens=max(new_tokens, default=1),
-        eos_ids=eos_ids if isinstance(eos_ids, list) else [eos_ids],
+        eos_ids=eos_ids(pipe.tokenizer, pipe.facts),
         sampling=Sampling(**{name: chosen[name] for name in Sampling._fields if name in chosen}),
         num_samples=num_samples,
         seed=int.from_bytes(os.urandom(4)) if seed is None else seed,

@@ -62,6 +62,18 @@ def decoder_start(tokenizer: Tokenizer) -> int:
     return tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
 
 
+def opening(tokenizer: Tokenizer) -> np.ndarray:
+    """The special tokens that the tokenizer itself puts before a text, int32 [n]."""
+    encoded = tokenizer.encode_with_specials("a")
+    return encoded.ids[: int(np.argmax(encoded.sequence == 0))]
+
+
+def document_start(tokenizer: Tokenizer) -> np.ndarray:
+    """What a text that follows nothing is given after: `opening`, or the token that begins or ends a document."""
+    first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    return opening(tokenizer) if len(opening(tokenizer)) else np.array([first], np.int32)
+
+
 def texts_per_row(name: str, seq_len: int) -> int | None:
     """The most texts in a row of the objectives that ask one thing or two of each text; None for the others."""
     shortest = {"classification": 8, "question_answering": 64}.get(name)  # tokens of a text, or more would have room

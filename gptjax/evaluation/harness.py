@@ -12,10 +12,10 @@ import numpy as np
 from lm_eval.api.model import LM
 
 from gptjax.data.chat import encode_rendered, render, with_template
+from gptjax.data.objectives import document_start
 from gptjax.evaluation.likelihood import (
     Request,
     Score,
-    document_start,
     encode_request,
     log_likelihoods,
     windows,

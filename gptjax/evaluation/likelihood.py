@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.array_types import Array, Params
+from gptjax.data.objectives import document_start, opening
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.models import GPT, Model
 
@@ -100,18 +101,6 @@ def _score(model: GPT, params: Params, inputs: Array, targets: Array, context: A
     logits = model.apply({"params": params}, inputs, prefix=prefix).astype(jnp.float32)  # type: ignore[union-attr]
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return target_logits - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == targets
-
-
-def opening(tokenizer: Tokenizer) -> np.ndarray:
-    """The special tokens that the tokenizer itself puts before a text, int32 [n]."""
-    encoded = tokenizer.encode_with_specials("a")
-    return encoded.ids[: int(np.argmax(encoded.sequence == 0))]
-
-
-def document_start(tokenizer: Tokenizer) -> np.ndarray:
-    """What a text that follows nothing is given after: `opening`, or the token that begins or ends a document."""
-    first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-    return opening(tokenizer) if len(opening(tokenizer)) else np.array([first], np.int32)
 
 
 def encode_request(tokenizer: Tokenizer, context: str, continuation: str) -> Request:

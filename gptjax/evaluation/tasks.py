@@ -17,11 +17,10 @@ import numpy as np
 
 from gptjax.data.chat import prompt_ids
 from gptjax.data.corpora import Document, Record
-from gptjax.data.objectives import decoder_start, infill_ids
+from gptjax.data.objectives import decoder_start, document_start, infill_ids
 from gptjax.evaluation import sandbox
 from gptjax.evaluation import text_metrics as measure
 from gptjax.evaluation.likelihood import (
-    document_start,
     encode_request,
     log_likelihoods,
     windows,
@@ -32,7 +31,7 @@ from gptjax.generation.engine import Engine
 from gptjax.generation.sampling import Sampling
 from gptjax.loading import Loaded
 from gptjax.models import GPT, EncoderDecoder
-from gptjax.pipelines import Pipeline
+from gptjax.pipelines import Pipeline, eos_ids
 
 _BEAM_ROWS = 16  # prompts searched at once
 CODE_ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # Chen et al. (2021), section 2.1
@@ -353,12 +352,7 @@ def _continue(task: Task, subject: Subject, settings: Settings, max_new_tokens: 
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     cut = [prompts[i][-room:] for i in order]
     starts = cut if is_decoder else [np.array([decoder_start(tokenizer)])] * len(cut)
-    eos_ids = subject.facts["generation_config"].get("eos_token_id")
-    eos_ids = tokenizer.eos_id if eos_ids is None else eos_ids
-    arguments: dict[str, Any] = {
-        "max_new_tokens": new_tokens,
-        "eos_ids": eos_ids if isinstance(eos_ids, list) else [eos_ids],
-    }
+    arguments: dict[str, Any] = {"max_new_tokens": new_tokens, "eos_ids": eos_ids(tokenizer, subject.facts)}
     if settings.num_beams > 1:
         texts = _search(Engine(model, params), starts, None if is_decoder else cut, settings.num_beams, arguments)
     else:
