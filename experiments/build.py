@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -324,8 +324,8 @@ def loop_settings(config: ConfigDict) -> Any:
     )
 
 
-def mesh(config: ConfigDict) -> Any:
-    """The mesh, after the platform that the config demands has been found."""
+def mesh(config: ConfigDict, make: Callable[[dict[str, int]], Any] | None = None) -> Any:
+    """The mesh, by `make` in place of `make_mesh`, after the platform that the config demands has been found."""
     import jax
 
     from gptjax.distributed.mesh import AXES, make_mesh
@@ -336,7 +336,7 @@ def mesh(config: ConfigDict) -> Any:
             f"config.mesh.platform={config.mesh.platform!r} but JAX found only {platform}; install the extra "
             f"gptjax[{config.mesh.platform}] or set --config.mesh.platform=any"
         )
-    return make_mesh({axis: config.mesh[axis] for axis in AXES})
+    return (make or make_mesh)({axis: config.mesh[axis] for axis in AXES})
 
 
 def check_division(config: ConfigDict, made: Any) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from ml_collections import ConfigDict
 
 from experiments import cli
-from gptjax.training.loop import StopSignals
+from gptjax.training.stop_signals import StopSignals
 
 OUTCOMES = {0: "finished", cli.USER_ERROR: "refused", cli.DIVERGED: "diverged", 130: "stopped", 143: "stopped"}
 _PR_SET_PDEATHSIG = 1

@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 
 from experiments import build, cli, hyper, launch, together
 from experiments.launch import Given, Job, Run
-from gptjax.analysis.runs import status
 from gptjax.training.metrics import read_metrics
 
 
@@ -230,7 +229,11 @@ def lock(folder: pathlib.Path, kind: int) -> Iterator[None]:
 def outcome_so_far(run: Run, workdir: pathlib.Path) -> str:
     """'finished' or 'diverged', which are not run again, or 'waiting'."""
     lines = read_metrics(workdir / "metrics.jsonl")
-    found = status(workdir, cli.flatten(run.config), lines) if lines else "waiting"
+    if not lines:
+        return "waiting"
+    from gptjax.analysis.runs import status  # which is slow to import
+
+    found = status(workdir, cli.flatten(run.config), lines)
     return found if found in ("finished", "diverged") else "waiting"
 
 

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,32 +156,47 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     """Runs from the last checkpoint, or the start, to the end; returns 0 or the number of the signal that stopped it."""
     import jax
 
+    from gptjax.distributed.processes import is_first, to_host
+    from gptjax.training.lockstep import ALONE
+    from gptjax.training.loop import Diverged
+
     with cli.user_errors():
         mesh = build.mesh(config)
         config, tokenizer, initial = start_model(config, workdir, mesh)
         build.check_division(config, mesh)
         data = build.prepare_data(config, tokenizer)
-    with jax.set_mesh(mesh):
-        model, params, stopped = train_on(mesh, data, config, workdir, initial)
+    try:
+        with jax.set_mesh(mesh):
+            model, params, stopped = train_on(mesh, data, [config], [workdir], ALONE, initial=initial)
+    except Diverged as error:
+        if is_first():
+            where = workdir / "checkpoints"
+            steps = sorted(int(path.parent.name) for path in where.glob("[0-9]*/manifest.json"))
+            good = f"the last good checkpoint is step {steps[-1]} in {where}" if steps else "nothing was saved yet"
+            print(f"diverged: {error}; {good}; a lower --config.optimizer.learning_rate may help", file=sys.stderr)
+        sys.exit(cli.DIVERGED)
     if stopped:
         return stopped
-
-    from gptjax.distributed.processes import is_first, to_host
-
     params = to_host(params)
     if is_first():
-        write_results(config, workdir, model, params, data)
+        write_samples(config, workdir, model, params, data)
+        draw_losses(workdir)
     return 0
 
 
-def write_results(config: ConfigDict, workdir: pathlib.Path, model: Any, params: Any, data: Any) -> None:
-    """Writes what a finished run leaves besides its metrics and checkpoints."""
+def write_samples(config: ConfigDict, workdir: pathlib.Path, model: Any, params: Any, data: Any) -> None:
+    """Writes what the model of a finished run makes of a few examples."""
     from experiments.samples import sample
-    from gptjax.analysis.plots import plot_losses
 
     texts = sample(config, model, params, data)
     shown = "".join(f"--- sample {i + 1} ---\n{text}\n" for i, text in enumerate(texts))
     (workdir / "samples.txt").write_text(shown)
+
+
+def draw_losses(workdir: pathlib.Path) -> None:
+    """Draws the losses of a finished run, the last that it leaves."""
+    from gptjax.analysis.plots import plot_losses
+
     plot_losses(read_metrics(workdir / "metrics.jsonl"), workdir / "loss.png")
 
 
@@ -200,12 +215,28 @@ def start_model(config: ConfigDict, workdir: pathlib.Path, mesh: Any) -> tuple[C
 
 
 def train_on(
-    mesh: Any, data: Any, config: ConfigDict, workdir: pathlib.Path, initial: Any = None
+    mesh: Any,
+    data: Any,
+    configs: Sequence[ConfigDict],
+    workdirs: Sequence[pathlib.Path],
+    axis: Any,
+    *,
+    keep: int | None = None,
+    last: int | None = None,
+    initial: Any = None,
+    give_up: Callable[[int, Exception], None] | None = None,
 ) -> tuple[Any, Any, int]:
-    """Trains on a mesh that is set: returns the model, its parameters, and what `train` returns.
+    """Trains one run, or several that differ only in numbers, on a mesh that is set.
 
     Args:
+      axis: `lockstep.ALONE` or `TOGETHER`.
+      keep: checkpoints, if not as many as the config says.
+      last: checkpoints of later steps are dropped.
       initial: parameters to start from; None to draw them, or go on with the workdir's.
+      give_up: as `loop.Functions` has it; None to raise what goes wrong.
+
+    Returns:
+      (the model, the parameters, of several runs [N, ...], and what `train` returns).
     """
     import jax
 
@@ -216,15 +247,17 @@ def train_on(
     from gptjax.finetuning.start import start_from
     from gptjax.models import make_model
     from gptjax.models.config import DTYPES
-    from gptjax.training.loop import Diverged, Functions, Loop, device_batches
+    from gptjax.training import loop
     from gptjax.training.step import make_eval_step, make_train_step
     from gptjax.training.throughput import flops_per_token, peak_flops
     from gptjax.workdir import write_description
 
+    config = configs[0]
+    batch_size, every = config.train.batch_size, config.train.accumulation_steps
     with cli.user_errors():
         model = make_model(**build.model_sizes(config, build.vocab_size(config, data.tokenizer)))
-        hyper = build.hyperparameters(config)
         settings = build.step_settings(config)
+        settings = settings._replace(use_dropout=any(build.step_settings(own).use_dropout for own in configs))
         loss = build.loss(config)
         if loss is not None:
             nothing = {s: np.broadcast_to(np.float32(0), (rows, data.seq_len)) for s, rows in data.num_rows.items()}
@@ -238,81 +271,92 @@ def train_on(
                 print("; ".join(said), file=sys.stderr)
 
         init = build.initial_state(config, model)
-        numbers = (jax.numpy.uint32(config.seed), jax.numpy.float32(config.init.scale), hyper, taken)
-        shapes = jax.eval_shape(init, *numbers)
+        numbers = [
+            (np.uint32(own.seed), np.float32(own.init.scale), build.hyperparameters(own), taken) for own in configs
+        ]
+        shapes = jax.eval_shape(init, *numbers[0])
         check_factors(config, shapes)
         shardings = tree_shardings(shapes, mesh)
-        share, num_shares = data_share(mesh, config.train.batch_size)
-    if is_first():
-        write_description(workdir, config.to_dict(), model, data.tokenizer)
+        share, num_shares = data_share(mesh, batch_size)
 
-    rows = batch_sharding(mesh)
-    abstract_state = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
-    )
+    all_numbers = axis.stack(numbers)
+    leading, rows = np.shape(all_numbers[0]), axis.lies(batch_sharding(mesh))
+    states_lie = jax.tree.map(axis.lies, shardings)
 
-    abstract_batch = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
-        for name, x in empty_batch(data, config.train.batch_size).items()
-    }
+    def lying(x: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype, sharding=sharding)
 
-    # Compilation runs outside Python's lock, so the rest of the start goes on beside it.
-    background = concurrent.futures.ThreadPoolExecutor()
-    imports = background.submit(import_the_rest)
-    init_jit = jax.jit(init, out_shardings=shardings, donate_argnums=3)
-    init_fn = background.submit(lambda: init_jit.lower(*numbers).compile())
-    started = time.perf_counter()
+    def rows_of(num_rows: int) -> dict[str, Any]:
+        return {name: lying(x, rows) for name, x in empty_batch(data, num_rows).items()}
+
+    def write_descriptions() -> None:
+        for own, workdir in zip(configs, workdirs, strict=True):
+            write_description(workdir, own.to_dict(), model, data.tokenizer)
+
     options = platform.compiler_options(config.model.dtype)
-    step_fn = jax.jit(
+    abstract_state = jax.tree.map(lying, shapes, states_lie)
+    background = concurrent.futures.ThreadPoolExecutor()
+
+    def compiled(function: Any, *arguments: Any, **how: Any) -> Any:
+        """A future: compilation runs outside Python's lock, so the rest of the start goes on beside it."""
+        return background.submit(jax.jit(axis.over(function), **how).lower(*arguments).compile)
+
+    started = time.perf_counter()
+    program = compiled(
         make_train_step(model, settings, loss),
+        abstract_state,
+        rows_of(batch_size),
         donate_argnums=0,
-        out_shardings=(shardings, None),
+        out_shardings=(states_lie, None),
         compiler_options=options,
     )
-    train_step = step_fn.lower(abstract_state, abstract_batch).compile()
+    init_program = compiled(init, *all_numbers, out_shardings=states_lie, donate_argnums=3)
+    eval_fn = make_eval_step(model) if loss is None else preference.make_eval_step(model, loss)
+    eval_program = compiled(eval_fn, abstract_state.eval_params, rows_of(batch_size // every), compiler_options=options)
+    if is_first():
+        for own, workdir in zip(configs, workdirs, strict=True):
+            write_description(workdir, own.to_dict(), model, data.tokenizer)
+    import_the_rest()
+    train_step, init_state, eval_step = program.result(), init_program.result(), eval_program.result()
     if is_first():
         print(f"compiled in {time.perf_counter() - started:.1f} s", file=sys.stderr)
-    imports.result()
 
     from gptjax.training.checkpoints import Checkpoints
     from gptjax.training.metrics import MetricsWriter
     from gptjax.training.profile import top_operations
 
     # Resume order: 1. the latest whole checkpoint of this workdir; 2. the initial state.
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+    checkpoints = [Checkpoints(workdir / "checkpoints", keep or config.checkpoint.keep) for workdir in workdirs]
+    one = jax.tree.map(lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), shapes, shardings)
     with cli.user_errors():
-        restored = checkpoints.restore(abstract_state)
-    if restored is not None:
-        state, record = restored
-        if is_first():
-            print(f"resuming from step {int(state.step)}", file=sys.stderr)
+        restored = [found for own in checkpoints if (found := own.restore(one, last)) is not None]
+    if restored:
+        state = jax.device_put(axis.stack([found.state for found in restored]), states_lie)
         # The config's numbers, not the checkpoint's: the same unless the user overrides them.
-        state = state._replace(hyper=jax.device_put(hyper, shardings.hyper))
+        state = state._replace(hyper=jax.device_put(all_numbers[2], states_lie.hyper))
+        records = [found.record for found in restored]
     else:
-        state, record = init_fn.result()(*numbers), {}
-    first_step = int(state.step)
+        state, records = init_state(*all_numbers), [{} for _ in configs]
+    first_step = int(np.ravel(state.step)[0])
+    if restored and is_first():
+        print(f"resuming from step {first_step}", file=sys.stderr)
 
-    every = config.train.accumulation_steps
-    eval_fn = make_eval_step(model) if loss is None else preference.make_eval_step(model, loss)
-    eval_step = jax.jit(eval_fn, compiler_options=options)
-    micro_batch = jax.jit(lambda batch: {name: x[::every] for name, x in batch.items()}, out_shardings=rows)
+    micro_batch = jax.jit(axis.over(lambda batch: {name: x[::every] for name, x in batch.items()}), out_shardings=rows)
 
     def put(batch: dict[str, Any]) -> dict[str, Any]:
         # Every process reads all of it, which counts the bytes of all targets, and keeps the rows of its devices.
-        return {name: jax.make_array_from_callback(x.shape, rows, x.__getitem__) for name, x in batch.items()}
+        of_all = axis.stack([batch] * len(configs))
+        return {name: jax.make_array_from_callback(x.shape, rows, x.__getitem__) for name, x in of_all.items()}
 
     if loss is not None:
         score = jax.jit(functools.partial(preference.target_log_probabilities, model), compiler_options=options)
         with cli.user_errors():
             data = with_reference(
-                data, workdir, lambda batch: score(state.model_params, put(batch)), first_step, config.train.batch_size
+                data, workdirs[0], lambda batch: score(state.model_params, put(batch)), first_step, batch_size
             )
 
-    def probe(state: Any, batch: Any) -> float:
-        return float(eval_step(state.model_params, micro_batch(batch))["loss_sum"])
-
-    def run_evaluation(state: Any) -> dict[str, float]:
-        return evaluate(config, data, eval_step, state.eval_params, put)[0]
+    def probe(state: Any, batch: Any) -> Any:
+        return np.ravel(eval_step(state.model_params, micro_batch(batch))["loss_sum"])
 
     bar = tqdm(
         total=config.train.num_train_steps,
@@ -322,49 +366,65 @@ def train_on(
         dynamic_ncols=True,
     )
 
-    def progress(step: int, line: dict[str, float]) -> None:
-        bar.set_postfix_str(
-            f"loss {line['train/loss']:.3f}, {line['perf/tokens_per_second']:,.0f} tokens/s", refresh=False
-        )
+    def progress(step: int, lines: list[dict[str, float]]) -> None:
+        loss = min((line["train/loss"] for line in lines), default=np.nan)
+        rate = sum(line["perf/tokens_per_second"] for line in lines)
+        bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
         bar.update(step - bar.n)
 
-    writer = MetricsWriter(workdir, last_step=first_step, writes=is_first())
-    loop = Loop(
-        Functions(train_step, probe, run_evaluation, progress, make_vote(mesh)),
-        build.loop_settings(config),
-        checkpoints,
-        writer,
-        flops_per_token=flops_per_token(model, shapes.params, data.seq_len, shapes.frozen),
-        peak_flops=peak_flops(DTYPES[config.model.dtype]),
-        trace_dir=str(workdir / "profile"),
-    )
+    def stop(run: int, error: Exception) -> None:
+        raise error
+
+    writers = [MetricsWriter(workdir, last_step=first_step, writes=is_first()) for workdir in workdirs]
+    when, flops = build.loop_settings(config), flops_per_token(model, shapes.params, data.seq_len, shapes.frozen)
+    peak = peak_flops(DTYPES[config.model.dtype])
+    logbooks = [
+        loop.Logbook(when, *own, flops_per_token=flops, peak_flops=peak)
+        for own in zip(checkpoints, writers, records, strict=True)
+    ]
+    seeds = [own.seed for own in configs]
     with cli.user_errors():
-        own_batches = train_batches(
-            data,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            start_row=first_step * config.train.batch_size,
-            cross_document=config.data.cross_document,
-            process_index=share,
-            process_count=num_shares,
-        )
-    batches = device_batches(own_batches, lambda batch: to_global(batch, rows, num_shares))
+        by_seed = {
+            seed: train_batches(
+                data,
+                batch_size=batch_size,
+                seed=seed,
+                start_row=first_step * batch_size,
+                cross_document=config.data.cross_document,
+                process_index=share,
+                process_count=num_shares,
+            )
+            for seed in seeds
+        }
+
+    def batches() -> Iterator[dict[str, Any]]:
+        """Runs of one seed read the same rows."""
+        try:
+            while True:
+                read = {seed: next(own) for seed, own in by_seed.items()}
+                yield to_global(axis.stack([read[seed] for seed in seeds]), rows, num_shares)
+        finally:
+            for own in by_seed.values():
+                own.close()
+
+    functions = loop.Functions(
+        train_step=train_step,
+        probe=probe,
+        evaluate=lambda state: evaluate(config, data, eval_step, state.eval_params, put),
+        split=axis.split,
+        progress=progress,
+        give_up=give_up or stop,
+        vote=make_vote(mesh),
+    )
+    trace_dir = workdirs[0] / "profile"
     try:
-        state, stopped = loop.run(state, batches, record)
-    except Diverged as error:
-        bar.close()
-        steps = checkpoints.steps()
-        good = (
-            f"the last good checkpoint is step {steps[-1]} in {checkpoints.path}" if steps else "nothing was saved yet"
-        )
-        if is_first():
-            print(f"diverged: {error}; {good}; a lower --config.optimizer.learning_rate may help", file=sys.stderr)
-        sys.exit(cli.DIVERGED)
+        state, stopped = loop.train(logbooks, functions, state, batches(), str(trace_dir))
     finally:
         bar.close()
-        writer.close()
-    if is_first() and config.profile.steps and (workdir / "profile").exists():
-        print(top_operations(workdir / "profile", train_step.as_text() or ""), file=sys.stderr)
+        for writer in writers:
+            writer.close()
+    if is_first() and config.profile.steps and trace_dir.exists():
+        print(top_operations(trace_dir, train_step.as_text() or ""), file=sys.stderr)
     return model, lora.merge(state.eval_params), stopped
 
 

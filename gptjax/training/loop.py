@@ -1,23 +1,28 @@
-"""The training loop: steps, logged metrics, checkpoints and evaluations, and a clean stop at any moment."""
+"""The training loop: steps, logged metrics, checkpoints and evaluations, and a clean stop at any moment.
 
+It steps one run, or N in lockstep (`training.lockstep`); what a run keeps is its own either way.
+"""
+
+import contextlib
 import functools
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from gptjax.array_types import Array, Batch, Metrics
-from gptjax.training.checkpoints import Checkpoints
-from gptjax.training.metrics import MetricsWriter
 from gptjax.training.profile import start_trace
 from gptjax.training.state import TrainState
+from gptjax.training.stop_signals import StopSignals
 from gptjax.training.throughput import peak_memory_bytes
+
+if TYPE_CHECKING:  # slow to import, which a run does while it compiles
+    from gptjax.training.checkpoints import Checkpoints
+    from gptjax.training.metrics import MetricsWriter
 
 
 class LoopSettings(NamedTuple):
@@ -56,129 +61,52 @@ class Functions(NamedTuple):
     """What the loop calls.
 
     Attributes:
-      train_step: (state, batch) -> (state, metrics), compiled, its state donated.
-      probe: (state, batch) -> loss of a part of the batch; a state is saved only if it is finite.
-      evaluate: state -> {"eval/...": number}.
-      progress: called with (step, line) after each step.
+      train_step: (state, batch) -> (state, metrics), compiled, its state donated; of N runs all are [N, ...].
+      probe: (state, batch) -> for each run the loss of a part of its batch; a state is saved only if it is finite.
+      evaluate: state -> for each run {"eval/...": number}.
+      split: state -> that of each run.
+      progress: called with (step, line of each run that goes on) after each step.
+      give_up: called with (run, error) where a run cannot go on; raises, or the others go on without it.
       vote: (wish, a metric of the step) -> whether any process wished, see `processes.make_vote`; here, to stop.
     """
 
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    probe: Callable[[TrainState, Batch], float]
-    evaluate: Callable[[TrainState], dict[str, float]]
-    progress: Callable[[int, dict[str, float]], None]
+    probe: Callable[[TrainState, Batch], Sequence[float]]
+    evaluate: Callable[[TrainState], list[dict[str, float]]]
+    split: Callable[[TrainState], Sequence[TrainState]]
+    progress: Callable[[int, list[dict[str, float]]], None]
+    give_up: Callable[[int, Exception], None]
     vote: Callable[[bool, Array], bool]
 
 
-class StopSignals:
-    """Within it, SIGTERM and Ctrl-C set `received` instead of ending the process; a second one ends it at once.
-
-    Signals are the main thread's; in another one this does nothing.
-    """
-
-    received: int = 0
-
-    def __enter__(self) -> "StopSignals":
-        is_main = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()
-        self._old = {int(number): signal.signal(number, self._handle) for number in numbers}
-        return self
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, self._old[number])
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-
-class Loop:
-    """One run, from the state it is given to the last step or a reason to stop.
+class Logbook:
+    """What one run keeps: its metrics, checkpoints and totals.
 
     Args:
-      functions: what to call.
-      settings: when.
+      settings: when things happen.
       checkpoints, writer: where states and metrics go.
+      record: what `Checkpoints.restore` returned, or {} at the start.
       flops_per_token, peak_flops: for `perf/flops` and `perf/mfu`.
-      trace_dir: where a profile goes.
     """
 
     def __init__(
         self,
-        functions: Functions,
         settings: LoopSettings,
-        checkpoints: Checkpoints,
-        writer: MetricsWriter,
+        checkpoints: "Checkpoints",
+        writer: "MetricsWriter",
+        record: dict[str, Any],
         *,
         flops_per_token: int,
         peak_flops: float,
-        trace_dir: str,
     ):
-        self.functions, self.settings = functions, settings
-        self.checkpoints, self.writer = checkpoints, writer
-        self.flops_per_token, self.peak_flops, self.trace_dir = flops_per_token, peak_flops, trace_dir
-
-    def run(self, state: TrainState, batches: Iterator[Batch], record: dict[str, Any]) -> tuple[TrainState, int]:
-        """Trains until the last step, a signal, or the time limit; whatever it ends with is saved.
-
-        Args:
-          state: donated.
-          batches: global batches on the devices, the first being number `state.step`.
-          record: what `Checkpoints.restore` returned, or {} at the start.
-
-        Returns:
-          (the last state, 0 or the number of the signal that stopped it; SIGTERM's for the time limit).
-
-        Raises:
-          Diverged: the loss became NaN or infinite; says at which step and what the last good checkpoint is.
-        """
-        s = self.settings
-        self.start(record)
-        deadline = time.monotonic() + s.max_minutes * 60 if s.max_minutes else math.inf
-        step = int(state.step)
-        pending: tuple[int, Metrics] | None = None
-        stop = self.tracing = False
-        with StopSignals() as signals:
-            try:
-                if record and step not in self.writer.steps and record["line"]:
-                    # Killed between the save of this step and its line.
-                    self.finish(step, record["line"], functools.partial(self.functions.evaluate, state))
-                # Asked once a step, below: a signal after the question must not end the loop before a save.
-                while step < s.num_train_steps and not stop:
-                    batch = next(batches)
-                    self._profile(step + 1, pending)
-                    state, metrics = self.functions.train_step(state, batch)
-                    step += 1
-                    # The step before is looked at while this one runs, so that the device never waits for the log.
-                    if pending is not None:
-                        self.log(*self.settle(*pending))
-                    pending = step, metrics
-                    wish = bool(signals.received) or time.monotonic() > deadline
-                    stop = self.functions.vote(wish, metrics["loss"])
-                    if stop or s.is_due(step, s.checkpoint_every_steps) or s.is_due(step, s.eval_every_steps):
-                        _, line = self.settle(*pending)
-                        pending = None
-                        self.save(step, state, self.functions.probe(state, batch), line)
-                        self.finish(step, line, functools.partial(self.functions.evaluate, state))
-            finally:
-                self._profile(s.num_train_steps, pending)
-                self.checkpoints.wait()
-                if getattr(batches, "close", None):
-                    batches.close()  # type: ignore[attr-defined]
-        if step == s.num_train_steps:
-            return state, 0
-        return state, signals.received or signal.SIGTERM
-
-    def start(self, record: dict[str, Any]) -> None:
-        """Takes up the totals of a checkpoint's record, and the clock."""
+        self.settings, self.checkpoints, self.writer, self.record = settings, checkpoints, writer, record
+        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.totals = Totals(**record.get("totals", {}))
         self.seen = self.totals  # at the last logged line, for the throughput since
         self.clock = time.perf_counter()
 
-    def settle(self, step: int, metrics: Metrics) -> tuple[int, dict[str, float]]:
-        """Waits for a step's metrics, counts its tokens, and refuses a loss that is not finite."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    def settle(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """The line of a step that has ended, whose tokens it counts; refuses a loss that is not finite."""
         now = time.perf_counter()
         tokens = self.totals.tokens + int(values.pop("tokens"))
         self.totals = Totals(tokens, self.totals.seconds + now - self.clock)
@@ -193,11 +121,10 @@ class Loop:
             "perf/flops": float(tokens * self.flops_per_token),
             "perf/peak_memory_bytes": peak_memory_bytes(),
         }
-        self.functions.progress(step, line)
         if not math.isfinite(values["loss"]):
             self.writer.write(step, line)
             raise Diverged(f"the loss of step {step} is {values['loss']}")
-        return step, line
+        return line
 
     def log(self, step: int, line: dict[str, float]) -> None:
         """Writes a step's line if it is time."""
@@ -223,25 +150,112 @@ class Loop:
             self.seen = self.totals
         else:
             self.log(step, line)
-        self.clock = time.perf_counter()  # evaluation is not training time
 
-    def _profile(self, step: int, pending: Any) -> None:
+
+def train(
+    logbooks: Sequence[Logbook],
+    functions: Functions,
+    state: TrainState,
+    batches: Iterator[Batch],
+    trace_dir: str,
+) -> tuple[TrainState, int]:
+    """Trains until the last step, a signal, or the time limit; whatever it ends with is saved.
+
+    Args:
+      logbooks: of each run, with the same settings; all runs are at one step.
+      functions: what to call.
+      state: donated; of N runs in lockstep [N, ...].
+      batches: global batches on the devices, the first being number `state.step`; of N runs [N, ...].
+      trace_dir: where a profile goes.
+
+    Returns:
+      (the last state, 0 or the number of the signal that stopped it; SIGTERM's for the time limit).
+    """
+    s = logbooks[0].settings
+    going = dict(enumerate(logbooks))
+    deadline = time.monotonic() + s.max_minutes * 60 if s.max_minutes else math.inf
+    step = int(np.ravel(state.step)[0])
+    pending: tuple[int, Metrics] | None = None
+    stop = tracing = False
+
+    @contextlib.contextmanager
+    def alone(run: int) -> Iterator[None]:
+        """What goes wrong within it is this run's, and the end of it."""
+        try:
+            yield
+        except Exception as error:
+            functions.give_up(run, error)
+            del going[run]
+
+    def profile(step: int) -> None:
         """Starts or ends the trace before `step`, when the step before has ended."""
-        first, last = self.settings.profile_steps or (0, 0)
+        nonlocal tracing
+        first, last = s.profile_steps or (0, 0)
         wanted = first <= step <= last
-        if wanted != self.tracing:
+        if wanted != tracing:
             jax.block_until_ready(pending)
-            start_trace(self.trace_dir) if wanted else jax.profiler.stop_trace()
-            self.tracing = wanted
+            start_trace(trace_dir) if wanted else jax.profiler.stop_trace()
+            tracing = wanted
 
+    def settle(step: int, metrics: Metrics) -> dict[int, dict[str, float]]:
+        """Waits for a step's metrics: the line of each run."""
+        values = {name: np.ravel(value).tolist() for name, value in jax.device_get(metrics).items()}
+        lines = {}
+        for run, logbook in list(going.items()):
+            with alone(run):
+                lines[run] = logbook.settle(step, {name: of_runs[run] for name, of_runs in values.items()})
+        functions.progress(step, list(lines.values()))
+        return lines
 
-def device_batches(
-    batches: Iterator[dict[str, np.ndarray]], put: Callable[[dict[str, np.ndarray]], Batch]
-) -> Iterator[Batch]:
-    """Puts batches on the devices, and ends their iterator with its own."""
-    try:
-        for batch in batches:
-            yield put(batch)
-    finally:
-        if hasattr(batches, "close"):
-            batches.close()
+    def save(step: int, batch: Batch, lines: dict[int, dict[str, float]]) -> None:
+        losses = functions.probe(state, batch)
+        for run, logbook in list(going.items()):
+            with alone(run):
+                logbook.checkpoints.wait()  # for all, before any saves: none is ever two saves ahead of another
+        states = functions.split(state)
+        for run, logbook in list(going.items()):
+            with alone(run):
+                logbook.save(step, states[run], float(losses[run]), lines[run])
+
+    def finish(step: int, lines: dict[int, dict[str, float]]) -> None:
+        results = functools.cache(lambda: functions.evaluate(state))
+        for run, line in lines.items():
+            if run in going:
+                with alone(run):
+                    going[run].finish(step, line, lambda run=run: results()[run])  # type: ignore[misc]
+        for logbook in going.values():
+            logbook.clock = time.perf_counter()  # evaluation is not training time
+
+    with StopSignals() as signals:
+        try:
+            # Killed between the save of this step and its line.
+            unwritten = {run: logbook.record.get("line") for run, logbook in going.items()}
+            if lines := {run: line for run, line in unwritten.items() if line and step not in going[run].writer.steps}:
+                finish(step, lines)
+            # Asked once a step, below: a signal after the question must not end the loop before a save.
+            while step < s.num_train_steps and not stop and going:
+                batch = next(batches)
+                profile(step + 1)
+                state, metrics = functions.train_step(state, batch)
+                step += 1
+                # The step before is looked at while this one runs, so that the device never waits for the log.
+                if pending is not None:
+                    for run, line in settle(*pending).items():
+                        with alone(run):
+                            going[run].log(step - 1, line)
+                pending = step, metrics
+                wish = bool(signals.received) or time.monotonic() > deadline
+                stop = functions.vote(wish, metrics["loss"])
+                if stop or s.is_due(step, s.checkpoint_every_steps) or s.is_due(step, s.eval_every_steps):
+                    lines = settle(*pending)
+                    pending = None
+                    save(step, batch, lines)
+                    finish(step, lines)
+        finally:
+            profile(s.num_train_steps)
+            for run, logbook in list(going.items()):
+                with alone(run):
+                    logbook.checkpoints.wait()
+            if getattr(batches, "close", None):
+                batches.close()  # type: ignore[attr-defined]
+    return state, 0 if step == s.num_train_steps or not going else signals.received or signal.SIGTERM

@@ -10,7 +10,7 @@ from gptjax.distributed.mesh import AXES
 from gptjax.distributed.sharding import batch_sharding, tree_shardings
 from gptjax.models import make_model
 from gptjax.training.checkpoints import Checkpoints
-from gptjax.training.lockstep import common_steps, make_mesh_of_runs, over_runs, with_runs
+from gptjax.training.lockstep import common_steps, in_turn, make_mesh_of_runs, side_by_side, with_runs
 from gptjax.training.optimizers import Hyperparameters
 from gptjax.training.state import init_state
 from gptjax.training.step import StepSettings, make_train_step
@@ -59,7 +59,7 @@ def _compiled(model, use_dropout):
     return jax.jit(make_train_step(model, SETTINGS._replace(use_dropout=use_dropout)), compiler_options=COMPILE_FAST)
 
 
-def together(sizes, num_steps, axes):
+def together(sizes, num_steps, axes, over_runs=in_turn):
     model, runs = make_model("gpt", **sizes), range(NUM_RUNS)
     mesh = make_mesh_of_runs(axes, NUM_RUNS)
     hyper = jax.tree.map(lambda *x: np.stack(x), *map(hyperparameters, runs))
@@ -80,9 +80,10 @@ def together(sizes, num_steps, axes):
     return np.stack(losses), states.params, mesh
 
 
+@pytest.mark.parametrize("over_runs", [in_turn, side_by_side])
 @pytest.mark.parametrize(("axes", "ways", "runs"), [({"data": -1}, 4, range(12)), ({"fsdp": 2}, 2, (0, 11))])
-def test_losses_are_those_of_each_run_alone(sizes, axes, ways, runs):
-    losses, _, mesh = together(sizes, 20, dict.fromkeys(AXES, 1) | axes)
+def test_losses_are_those_of_each_run_alone(sizes, axes, ways, runs, over_runs):
+    losses, _, mesh = together(sizes, 20, dict.fromkeys(AXES, 1) | axes, over_runs)
     assert mesh.shape["runs"] == ways and mesh.size == 4
     for run in runs:
         np.testing.assert_allclose(losses[:, run], alone(run, sizes, 20)[0], rtol=1e-5, err_msg=str(run))
