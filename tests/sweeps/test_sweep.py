@@ -116,6 +116,11 @@ def test_runs_trained_in_one_program_are_as_if_alone(folder):
     [
         ('h.sweep("config.model.num_layers", [1, 2])', [], "runs differ in config.model.num_layers"),
         ('h.sweep("config.seed", [1, 2])', ["--config.lora.rank=2"], "does not take config.lora.rank=2"),
+        (
+            'h.sweep("config.seed", [1, 2])',
+            ["--config.data.objective=dpo"],
+            "does not take config.data.objective='dpo'",
+        ),
     ],
 )
 def test_what_cannot_be_one_program_is_refused(folder, runs, flags, words):
