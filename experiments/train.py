@@ -289,10 +289,6 @@ def train_on(
     def rows_of(num_rows: int) -> dict[str, Any]:
         return {name: lying(x, rows) for name, x in empty_batch(data, num_rows).items()}
 
-    def write_descriptions() -> None:
-        for own, workdir in zip(configs, workdirs, strict=True):
-            write_description(workdir, own.to_dict(), model, data.tokenizer)
-
     options = platform.compiler_options(config.model.dtype)
     abstract_state = jax.tree.map(lying, shapes, states_lie)
     background = concurrent.futures.ThreadPoolExecutor()
