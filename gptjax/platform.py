@@ -4,6 +4,7 @@
 flag that the user has set always wins.
 """
 
+import glob
 import importlib.util
 import os
 import pathlib
@@ -86,7 +87,9 @@ def restart_with_malloc_settings() -> None:
     reads huge pages (hugetlb) only when a process starts, so what `mallopt` can set later gains much less. Does nothing
     where an accelerator does the work, where there is no glibc, or where the user has settings of their own.
     """
-    accelerators = any(importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))
+    # libtpu alone is no TPU: it compiles for one elsewhere (extra `plan`).
+    tpu = importlib.util.find_spec("libtpu") and any(glob.glob(name) for name in ("/dev/accel*", "/dev/vfio/[0-9]*"))
+    accelerators = tpu or importlib.util.find_spec("jax_plugins")
     glibc = sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names
     if not accelerators and glibc and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = MALLOC_SETTINGS
