@@ -6,10 +6,12 @@ from gptjax.generation.engine import Engine
 from gptjax.loading import load
 from gptjax.serving.models import ServedModel
 from gptjax.serving.openai_api import make_app
-from tests.evaluation.test_harness import evaluate, folder  # noqa: F401 - a fixture
 from tests.serving.conftest import KEY, serve
 
-pytest.importorskip("tenacity", reason="the extra `verify` is not installed")
+# Asked here too: the module below, once skipped, cannot be imported.
+for name in ("lm_eval", "tenacity"):
+    pytest.importorskip(name, reason="the extra `verify` is not installed")
+from tests.evaluation.test_harness import evaluate, folder  # noqa: E402, F401 - a fixture
 
 
 @pytest.fixture(scope="module")
