@@ -38,14 +38,14 @@ def init_cache(
     c = model.config
     dtype = jnp.float32 if target_platform() == "cpu" else DTYPES[c.dtype]
 
-    def empty(length: int) -> Array:
-        return jnp.zeros((batch_size, c.num_kv_heads, length, c.head_dim), dtype)
+    def empty(length: int) -> tuple[Array, Array]:
+        shape = (batch_size, c.num_kv_heads, length, c.head_dim)
+        return jnp.zeros(shape, dtype).swapaxes(2, 3), jnp.zeros(shape, dtype)
 
     def layer(window: int) -> KVCache:
         # Some more than the window: speculation writes places that it may take back.
         length = min(cache_len, window + 16) if bounded and window and not c.prefix_lm else cache_len
-        memory = (empty(memory_len), empty(memory_len)) if memory_len else (None, None)
-        return KVCache(empty(length), empty(length), *memory)
+        return KVCache(*empty(length), *(empty(memory_len) if memory_len else ()))
 
     return [layer(window) for window in c.windows]
 
@@ -234,27 +234,25 @@ def insert(slots: Slots, entry: Entry, prompts: Array, logits: Array, cache: lis
     """Puts R texts that were read, with `prompts` [R, P], `logits` [R, V] and `cache`, into the running batch."""
     to = entry.slot
 
-    def place(into: Array, new: Array) -> Array:
-        """[R, G, C, K] by position into slots of [B, G, S, K]."""
-        held = slot_positions(entry.length[:, None] - 1, into.shape[2])  # [R, S]
-        index = jnp.minimum(held, new.shape[2] - 1)
-        return into.at[to].set(jnp.take_along_axis(new, index[:, None, :, None], axis=2), mode="drop")
+    def place(into: KVCache, new: KVCache) -> KVCache:
+        """What R texts hold by position, into the slots that it has among B."""
+        key, value = new.key, new.value
+        if into.num_slots < new.num_slots:  # a ring, which keeps the latest
+            held = slot_positions(entry.length[:, None] - 1, into.num_slots)  # [R, S]
+            index = jnp.minimum(held, new.num_slots - 1)
+            key = jnp.take_along_axis(key, index[:, None, None, :], axis=3)
+            value = jnp.take_along_axis(value, index[:, None, :, None], axis=2)
+        by_slot = [(into.key, into.value, key, value)]
+        if into.cross_key is not None and into.cross_value is not None:
+            assert new.cross_key is not None and new.cross_value is not None
+            by_slot.append((into.cross_key, into.cross_value, new.cross_key, new.cross_value))
+        placed = []
+        for into_key, into_value, key, value in by_slot:
+            placed.append(into_key.at[to, :, :, : key.shape[3]].set(key, mode="drop"))
+            placed.append(into_value.at[to, :, : value.shape[2]].set(value, mode="drop"))
+        return KVCache(*placed)
 
-    def fill(into: Array | None, new: Array | None) -> Array | None:
-        """An encoder's keys or values, by place."""
-        if into is None or new is None:
-            return None
-        return into.at[to, :, : new.shape[2]].set(new, mode="drop")
-
-    caches = [
-        KVCache(
-            place(old.key, new.key),
-            place(old.value, new.value),
-            fill(old.cross_key, new.cross_key),
-            fill(old.cross_value, new.cross_value),
-        )
-        for old, new in zip(slots.cache, cache, strict=True)
-    ]
+    caches = [place(old, new) for old, new in zip(slots.cache, cache, strict=True)]
     real = jnp.arange(prompts.shape[1]) < entry.length[:, None]
     vocab_size = logits.shape[1]
     seen = jnp.zeros(logits.shape, bool).at[jnp.arange(len(to))[:, None], jnp.where(real, prompts, vocab_size)]

@@ -330,7 +330,7 @@ class Engine:
                 while longest < self.cache_len and not self.memory_len:
                     longest *= 2
                     staging = self._staging(longest)
-                    tokens = np.zeros((1, staging[0].key.shape[2]), np.int32)
+                    tokens = np.zeros((1, staging[0].num_slots), np.int32)
                     part = tokens if self.model.config.prefix_lm else tokens[:, :_PART]
                     self._insert([], [], tokens, *self._prefill([1], part, None, staging), None)
                 self._decode(1, False, False)
@@ -388,7 +388,7 @@ class Engine:
         """Reads the next part of a long prompt; the last one ends with the prompt, and so reads some tokens again."""
         prompt = part.text.request.prompt
         if self.model.config.prefix_lm:  # all of it sees all of it
-            tokens = pad([prompt], 1, part.cache[0].key.shape[2])
+            tokens = pad([prompt], 1, part.cache[0].num_slots)
             self._join([part.text], tokens, *self._prefill([len(prompt)], tokens, None, part.cache), None)
             return
         start = max(0, min(part.done, len(prompt) - _PART))
@@ -398,7 +398,7 @@ class Engine:
         if start + _PART < len(prompt):
             self._part = part._replace(cache=cache, done=start + _PART)
         else:
-            self._join([part.text], pad([prompt], 1, cache[0].key.shape[2]), logits, cache, None)
+            self._join([part.text], pad([prompt], 1, cache[0].num_slots), logits, cache, None)
 
     def _staging(self, length: int) -> list:
         """A cache to read a long prompt into; its length is a power of two, or all there is."""

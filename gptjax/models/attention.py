@@ -17,7 +17,7 @@ class KVCache(NamedTuple):
     """One layer's keys and values of the tokens seen so far; position p is in slot p mod S.
 
     Attributes:
-      key, value: [B, G, S, K], in which order each head's product is one matrix product.
+      key, value: [B, G, K, S] and [B, G, S, K], the orders in which one query's products read them along the last axis.
       cross_key, cross_value: of the encoder's output, the same shapes with its length; None without an encoder.
     """
 
@@ -25,6 +25,11 @@ class KVCache(NamedTuple):
     value: Array
     cross_key: Array | None = None
     cross_value: Array | None = None
+
+    @property
+    def num_slots(self) -> int:
+        """S."""
+        return self.value.shape[2]
 
 
 class BlockInputs(NamedTuple):
@@ -89,7 +94,7 @@ class Attention(nn.Module):
             query = RMSNorm(c.norm_epsilon, name="query_norm")(query)
         if self.cross and inputs.memory is None:
             assert cache is not None and cache.cross_key is not None and cache.cross_value is not None
-            key, value = _by_position(cache.cross_key), _by_position(cache.cross_value)
+            key, value = _by_position(cache.cross_key, cache.cross_value)
         else:
             source = inputs.memory if self.cross else x
             assert source is not None
@@ -98,7 +103,10 @@ class Attention(nn.Module):
                 key = RMSNorm(c.norm_epsilon, name="key_norm")(key)
         if self.cross:
             if cache is not None:
-                cache = cache._replace(cross_key=_by_head(key, cache.key), cross_value=_by_head(value, cache.key))
+                cross_key, cross_value = (y.astype(cache.key.dtype) for y in (key, value))
+                cache = cache._replace(
+                    cross_key=cross_key.transpose(0, 2, 3, 1), cross_value=cross_value.swapaxes(1, 2)
+                )
             mask = inputs.memory_mask
             assert mask is not None
         else:
@@ -109,8 +117,8 @@ class Attention(nn.Module):
             mask = inputs.mask._replace(window=window)
             if cache is not None:
                 cache = _write(cache, key, value, inputs.positions)
-                key, value = _by_position(cache.key), _by_position(cache.value)
-                mask = mask._replace(key_index=slot_positions(inputs.positions[:, -1:], cache.key.shape[2]))
+                key, value = _by_position(cache.key, cache.value)
+                mask = mask._replace(key_index=slot_positions(inputs.positions[:, -1:], cache.num_slots))
         sinks = self.param("sinks", nn.initializers.zeros, (c.num_heads,)) if c.attention_sinks else None
         weights_dropout = None
         if c.attention_dropout and inputs.dropout_rate is not None:
@@ -150,18 +158,14 @@ def slot_positions(last: Array, num_slots: int) -> Array:
 
 def _write(cache: KVCache, key: Array, value: Array, positions: Array) -> KVCache:
     rows = jnp.arange(key.shape[0])[:, None]
-    slots = positions % cache.key.shape[2]
-    key = cache.key.at[rows, :, slots].set(key.astype(cache.key.dtype))
+    slots = positions % cache.num_slots
+    key = cache.key.at[rows, :, :, slots].set(key.astype(cache.key.dtype))
     value = cache.value.at[rows, :, slots].set(value.astype(cache.value.dtype))
     # XLA:CPU would write once for each reader, all but one into a copy of the cache.
     key, value = jax.lax.optimization_barrier((key, value))
     return cache._replace(key=key, value=value)
 
 
-def _by_position(x: Array) -> Array:
-    """[B, G, S, K] to [B, S, G, K]; no copy, for the product that follows takes either order."""
-    return jnp.swapaxes(x, 1, 2)
-
-
-def _by_head(x: Array, like: Array) -> Array:
-    return jnp.swapaxes(x, 1, 2).astype(like.dtype)
+def _by_position(key: Array, value: Array) -> tuple[Array, Array]:
+    """Those of a cache as [B, S, G, K]; no copies, for the products that follow take any order."""
+    return key.transpose(0, 3, 1, 2), value.swapaxes(1, 2)

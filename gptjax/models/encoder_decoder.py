@@ -123,7 +123,7 @@ class EncoderDecoder(nn.Module):
         Returns:
           (logits [B, T, V], of `last` [B, 1, V], and the cache with `tokens` written).
         """
-        assert cache[0].cross_key is not None
+        assert cache[0].cross_value is not None
         segment_ids = None if encoder_segment_ids is None else jnp.ones_like(tokens)
         x = self.embedder(tokens, positions)
         inputs = BlockInputs(
@@ -133,7 +133,7 @@ class EncoderDecoder(nn.Module):
             x,
             bias=self.relative_bias(),
             memory=memory,
-            memory_mask=_memory_mask(tokens, cache[0].cross_key.shape[2], segment_ids, encoder_segment_ids),
+            memory_mask=_memory_mask(tokens, cache[0].cross_value.shape[2], segment_ids, encoder_segment_ids),
         )
         x, new_cache = self.blocks(x, inputs, cache)
         assert new_cache is not None

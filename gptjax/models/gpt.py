@@ -97,7 +97,7 @@ class GPT(nn.Module):
         Returns:
           (logits [B, T, V], of `last` [B, 1, V], and the cache with `tokens` written).
         """
-        prefix = None if prefix_len is None else jnp.arange(cache[0].key.shape[2]) < prefix_len[:, None]
+        prefix = None if prefix_len is None else jnp.arange(cache[0].num_slots) < prefix_len[:, None]
         mask = Mask(positions, positions, prefix=prefix)  # each layer's cache knows the positions of its keys
         x, new_cache = self._apply_blocks(tokens, positions, mask, None, cache)
         assert new_cache is not None
