@@ -266,7 +266,7 @@ def main(argv: Sequence[str]) -> int:
                     if count not in victims:
                         victims[count] = Victim(pathlib.Path(tempfile.mkdtemp(dir=folder)), rng, count)
                     outcomes[name].append(victims[count].hit(fault))
-                except AssertionError as error:
+                except (AssertionError, subprocess.TimeoutExpired) as error:
                     outcomes[name].append(str(error).strip() or "failed")
                     victims.pop(count, None)  # nothing of it is left
     print(f"{'fault':<29} {'tried':>5} {'survived':>8} {'steps lost':>10} {'seconds to recover':>18}")

@@ -25,7 +25,7 @@ from gptjax.distributed.sharding import BATCH
 # died"), which is how they end when the first process, the coordinator, is gone.
 DEAD_AFTER_SECONDS = 150
 _WAIT_SECONDS = 3600  # for a message of a process that is alive
-_LEAVE_SECONDS = 10
+_LEAVE_SECONDS = 30  # for slow ones to leave too
 _numbers = itertools.count()  # of messages; the same in all processes, as they make the same calls
 
 
