@@ -5,10 +5,13 @@ import math
 import os
 import pathlib
 import sys
+import time
 import uuid
 from typing import Any
 
 import orjson
+
+_FLUSH_SECONDS = 10  # between writes of the event file to disk
 
 
 class MetricsWriter:
@@ -21,7 +24,10 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, last_step: int, *, writes: bool = True):
-        from tensorboardX import SummaryWriter  # here, because it is slow to import and only this class needs it
+        # Here, because it is slow to import and only this class needs it. Its SummaryWriter writes in a thread that a full
+        # disk ends, and after that whoever adds to its queue waits for ever.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
         self.path, self.writes = workdir / "metrics.jsonl", writes
         lines = [line for line in read_metrics(self.path) if line["step"] <= last_step]
@@ -32,7 +38,11 @@ class MetricsWriter:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         temporary.rename(self.path)
         self._file = self.path.open("a")
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=last_step + 1, flush_secs=10)
+        (workdir / "events").mkdir(exist_ok=True)
+        self._events = EventsWriter(str(workdir / "events/events"))
+        self._flushed = time.monotonic()
+        # TensorBoard forgets what earlier files say of later steps.
+        self._write_event(last_step + 1, session_log=SessionLog(status=SessionLog.START))
         self._wandb = _open_wandb(workdir) if os.environ.get("WANDB_PROJECT") else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -44,10 +54,18 @@ class MetricsWriter:
         line |= {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        summary = [{"tag": name, "simple_value": value} for name, value in values.items()]
+        self._write_event(step, summary={"value": summary})
+        if time.monotonic() > self._flushed + _FLUSH_SECONDS:
+            self._events.flush()
+            self._flushed = time.monotonic()
         if self._wandb is not None:
             self._wandb.log(values, step=step)
+
+    def _write_event(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def close(self) -> None:
         """Flushes both files to disk."""
