@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 
+from gptjax.distributed.processes import DEAD_AFTER_SECONDS
 from tests import runs
 from tests.invariance.checks import ADAMW
 from tests.runs import finish, last_step, lines, wait_for_step
@@ -80,7 +81,7 @@ def chain(folder: pathlib.Path) -> list[tuple[str, str, bool]]:
                 number = signal.SIGTERM
             sent = time.monotonic()
             processes[whom].send_signal(number)
-            codes = [code for code, _ in finish(processes, 120)]
+            codes = [code for code, _ in finish(processes, DEAD_AFTER_SECONDS + 60)]
         left = {code for process, code in enumerate(codes) if number == signal.SIGTERM or process != whom}
         figure = f"step {lines(workdir)[-1]['step']}, codes {codes}, {time.monotonic() - sent:.0f} s to end"
         rows.append((name, figure, left <= wanted))
