@@ -91,7 +91,7 @@ def test_a_mixture_says_what_one_token_uses():
 
 def test_the_command_prints_a_table_and_writes_json(tmp_path):
     path = tmp_path / "figures.json"
-    result = runs.run(runs.command("describe", "--config", "configs/gpt2_small.py", "--json", str(path)))
+    result = runs.call(runs.command("describe", "--config", "configs/gpt2_small.py", "--json", str(path)))
     assert result.returncode == 0, result.stderr
     assert "total                         124,439,808" in result.stdout
     assert "without the head              124,439,808" in result.stdout
@@ -100,7 +100,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path):
 
 def test_a_mistake_is_one_line():
     command = runs.command("describe", "--config", "configs/default.py", "--config.model.activation=gelo")
-    result = runs.run(command)
+    result = runs.call(command)
     assert result.returncode == 2
     assert result.stderr.strip() == (
         "error: model.activation 'gelo' is not one of gelu, gelu_exact, relu, relu2, swiglu, geglu"

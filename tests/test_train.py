@@ -11,6 +11,7 @@ import pytest
 from tests.runs import (
     ROOT,
     assert_same_run,
+    call,
     command,
     crash_suite,
     environment,
@@ -92,15 +93,15 @@ def test_load_needs_no_config(finished, folder):
 
 
 def test_evaluate_and_generate(finished, folder):
-    result = run(command("evaluate", "--model", str(finished), "--json", str(folder / "eval.json")))
+    result = call(command("evaluate", "--model", str(finished), "--json", str(folder / "eval.json")))
     assert result.returncode == 0, result.stderr
     assert json.loads((folder / "eval.json").read_text())["metrics"]["eval/loss"] < 4
     generate = command("generate", "--model", str(finished), "--prompt", "abc", "--max_new_tokens", "50")
-    first, again = run([*generate, "--seed", "3"]), run([*generate, "--seed", "3"])
+    first, again = call([*generate, "--seed", "3"]), call([*generate, "--seed", "3"])
     assert first.returncode == 0 and first.stdout.startswith("abc") and first.stdout == again.stdout
-    assert run([*generate, "--seed", "4"]).stdout != first.stdout
-    sampled = run([*generate, "--temperature", "0", "--stop", "zzzz"])
-    looked_up, beam = (run([*generate, "--temperature", "0", *way]) for way in (["--lookup"], ["--num_beams", "2"]))
+    assert call([*generate, "--seed", "4"]).stdout != first.stdout
+    sampled = call([*generate, "--temperature", "0", "--stop", "zzzz"])
+    looked_up, beam = (call([*generate, "--temperature", "0", *way]) for way in (["--lookup"], ["--num_beams", "2"]))
     assert looked_up.returncode == 0 and sampled.stdout.startswith(looked_up.stdout[:20]), looked_up.stderr
     assert beam.returncode == 0 and beam.stdout.startswith("abc"), beam.stderr
 
@@ -109,18 +110,18 @@ def test_generate_from_a_file_and_in_conversation(finished, folder):
     generate = command("generate", "--model", str(finished), "--temperature", "0", "--max_new_tokens", "5")
     (folder / "prompts.jsonl").write_text('{"prompt": "abc"}\n{"prompt": "de"}\n')
     out = folder / "texts.jsonl"
-    result = run([*generate, "--prompts", str(folder / "prompts.jsonl"), "--output", str(out), "--num_samples", "2"])
+    result = call([*generate, "--prompts", str(folder / "prompts.jsonl"), "--output", str(out), "--num_samples", "2"])
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(line["prompt"], line["sample"]) for line in lines] == [("abc", 0), ("abc", 1), ("de", 0), ("de", 1)]
-    assert run([*generate, "--prompt", "de"]).stdout == "de" + lines[2]["text"] + "\n"
+    assert call([*generate, "--prompt", "de"]).stdout == "de" + lines[2]["text"] + "\n"
     left = subprocess.Popen([*generate, "--prompt", "a"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     left.stdout.close()  # as `| head` does
     assert left.wait() == 1 and "BrokenPipe" not in left.stderr.read()
-    refused = run([*generate, "--prompts", str(folder / "prompts.jsonl"), "--output", str(out)])
+    refused = call([*generate, "--prompts", str(folder / "prompts.jsonl"), "--output", str(out)])
     assert refused.returncode == 2 and "exists" in refused.stderr
     (folder / "wrong.jsonl").write_text('{"prompt": "abc"}\n{"promt": "de"}\n')
-    refused = run([*generate, "--prompts", str(folder / "wrong.jsonl")])
+    refused = call([*generate, "--prompts", str(folder / "wrong.jsonl")])
     assert refused.returncode == 2 and "wrong.jsonl, line 2" in refused.stderr and not refused.stdout
     said = subprocess.run([*generate, "--interactive"], input="a\n\n/reset\na\n", capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
@@ -249,7 +250,7 @@ def test_bad_input_is_one_line_and_writes_nothing(folder, corpus, case):
         arguments = command("train", "--config", "configs/nothing.py", "--workdir", str(workdir))
     else:
         arguments = train_command(workdir, corpus, **changes)
-    result = run(arguments)
+    result = call(arguments)
     assert result.returncode == 2, result.stderr
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1, result.stderr
@@ -257,7 +258,7 @@ def test_bad_input_is_one_line_and_writes_nothing(folder, corpus, case):
 
 
 def test_another_config_in_a_workdir_is_refused_and_can_be_overridden(finished, folder, corpus):
-    result = run(train_command(finished, corpus, optimizer__learning_rate=0.5))
+    result = call(train_command(finished, corpus, optimizer__learning_rate=0.5))
     assert result.returncode == 2
     assert "config.optimizer.learning_rate was 0.001, is 0.5" in result.stderr and "--override_config" in result.stderr
 
@@ -278,14 +279,14 @@ def test_another_config_in_a_workdir_is_refused_and_can_be_overridden(finished, 
     ],
 )
 def test_bad_arguments_of_the_other_commands(finished, module, arguments, words):
-    result = run(command(module, "--model", str(finished), *arguments))
+    result = call(command(module, "--model", str(finished), *arguments))
     assert result.returncode == 2, result.stderr
     assert words in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 def test_no_such_model(folder):
     for module in ("evaluate", "generate"):
-        result = run(command(module, "--model", str(folder / "nothing")))
+        result = call(command(module, "--model", str(folder / "nothing")))
         assert result.returncode == 2 and "no such model" in result.stderr
 
 

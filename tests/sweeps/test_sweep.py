@@ -13,7 +13,7 @@ import pytest
 
 from experiments import cli, hyper
 from experiments.sweep import SweepFile, main
-from tests.runs import ROOT, TINY, assert_same_run, command, environment, losses, run, train_command, write_corpus
+from tests.runs import ROOT, TINY, assert_same_run, call, command, environment, losses, run, train_command, write_corpus
 
 SHORT = {"train.num_train_steps": 24, "eval.every_steps": 12, "model.num_layers": 1, "checkpoint.every_steps": 2}
 TWO_BY_TWO = """
@@ -124,13 +124,13 @@ def test_runs_trained_in_one_program_are_as_if_alone(folder):
     ],
 )
 def test_what_cannot_be_one_program_is_refused(folder, runs, flags, words):
-    result = run([*sweep_command(folder, f"def get_hyper(h):\n    return {runs}\n", "--launcher", "vmap"), *flags])
+    result = call([*sweep_command(folder, f"def get_hyper(h):\n    return {runs}\n", "--launcher", "vmap"), *flags])
     assert result.returncode == 2 and words in result.stderr and "--launcher local" in result.stderr
     assert not (folder / "runs").exists()
 
 
 def test_dry_run_prints_commands_and_writes_nothing(folder):
-    result = run(sweep_command(folder, TWO_BY_TWO, "--dry_run"))
+    result = call(sweep_command(folder, TWO_BY_TWO, "--dry_run"))
     assert result.returncode == 0 and result.stdout.count("experiments.train") == 4
     assert "--config.optimizer.learning_rate=0.003 --config.seed=1" in result.stdout
     assert not (folder / "runs").exists()
@@ -140,7 +140,7 @@ def test_two_sweeps_on_one_folder_are_refused(folder):
     (folder / "runs").mkdir()
     with open(folder / "runs" / ".lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        result = run(sweep_command(folder, TWO_BY_TWO))
+        result = call(sweep_command(folder, TWO_BY_TWO))
     assert result.returncode == 2 and "another sweep is running in it" in result.stderr
     assert [path.name for path in (folder / "runs").iterdir()] == [".lock"]
 
