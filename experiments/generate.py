@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="a text that ends it; may be repeated"
     )
-    parser.add_argument("--num_beams", type=int, default=0, help="search for the likeliest texts instead of sampling")
+    parser.add_argument("--num_beams", type=int, help="search for the likeliest texts instead of sampling")
     parser.add_argument("--draft", metavar="M", help="a smaller model of the same tokens that guesses ahead")
     parser.add_argument("--lookup", action="store_true", help="guess ahead what followed in the text before")
     parser.add_argument(
@@ -82,7 +82,7 @@ def check(parser: cli.Parser, a: argparse.Namespace) -> None:
         parser.error(f"--seed {a.seed} must be from 0 to 2**32 - 1")
     if a.num_samples < 1:
         parser.error(f"--num_samples {a.num_samples} must be at least 1")
-    if a.num_beams < 0 or 0 < a.num_beams < a.num_samples:
+    if a.num_beams is not None and a.num_beams < a.num_samples:
         parser.error(f"--num_beams {a.num_beams} must be at least --num_samples, {a.num_samples}")
     inputs = {"--prompt": a.prompt is not None, "--prompts": a.prompts is not None, "--interactive": a.interactive}
     if sum(inputs.values()) > 1:
