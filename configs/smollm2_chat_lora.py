@@ -9,7 +9,8 @@ Data:      hiyouga/LLaMA-Factory on GitHub, data/: 999 instructions and 91 quest
 Hardware:  2 CPU cores of an Intel Xeon (AMX), other work beside it most of the time: not timed
 Result:    seed 0: held-out loss 1.572 nats a token, from 1.766 before. Greedy, it says "My name is Gia." and "I am an AI
            assistant developed by the creators of the company, Gia."; the authors' name it has not learned.
-           300 paragraphs of wikitext-2: perplexity 33.8 (31.7 to 35.9), before it 37.3, by experiments.evaluate --compare
+           The first 300 paragraphs of wikitext-2's test.txt with more than 400 characters: perplexity 33.8 (31.7 to 35.9),
+           before it 37.3, by experiments.evaluate --compare
 """
 
 from ml_collections import ConfigDict
