@@ -495,7 +495,10 @@ def summarize(config: ConfigDict, workdir: pathlib.Path, final: dict[str, Any]) 
     print(f"files: {workdir} (loss.png, samples.txt, metrics.jsonl, checkpoints; tensorboard --logdir {workdir})")
     print(f"next:  python -m experiments.evaluate --model {workdir}")
     if json.loads((workdir / "model.json").read_text())["family"] == "gpt":
-        print(f"       python -m experiments.generate --model {workdir} --prompt 'def '")
+        how = "--prompt 'def '"
+        if config.data.objective in ("sft", "dpo"):
+            how = "--interactive  (trained on prompts and completions: --prompt TEXT)"
+        print(f"       python -m experiments.generate --model {workdir} {how}")
 
 
 def _command() -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from gptjax import loading
 from gptjax.array_types import Array, Params
+from gptjax.data.chat import prompt_ids
 from gptjax.data.examples import windows
 from gptjax.data.objectives import decoder_start, document_start
 from gptjax.data.tokenizers import Encoded, Tokenizer
@@ -142,43 +143,62 @@ def _read_object(file: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def text_generation(
-    pipe: Pipeline, inputs: str | list[str], *, return_full_text: bool = True, **generation: Any
-) -> list[Any]:
-    """Continues prompts.
+def text_generation(pipe: Pipeline, inputs: Any, *, return_full_text: bool = True, **generation: Any) -> list[Any]:
+    """Continues prompts, or answers in chats.
 
     Args:
       pipe: with a decoder-only language model.
-      inputs: one prompt or several.
-      return_full_text: whether texts begin with their prompt.
+      inputs: one prompt or several; or one chat, [{'role': ..., 'content': ...}, ...], or several, written out by the
+        tokenizer's chat template. A chat whose last message is the assistant's is continued there.
+      return_full_text: whether texts begin with their prompt, and chats are whole and not the answer alone.
       generation: max_new_tokens, or max_length with the prompt; do_sample, temperature, top_k, top_p, min_p,
         repetition_penalty; num_return_sequences; seed, None for a new one each time. What is not given comes from the
         model's files: `task_specific_params` in config.json, then generation_config.json; and else is what Transformers
         has: sampling at temperature 0.7 among 50 tokens, for at most 256.
 
     Returns:
-      [{'generated_text': text}, ...], `num_return_sequences` of them; for several prompts a list of such lists.
+      [{'generated_text': text}, ...], `num_return_sequences` of them, for a chat the messages with the answer after them;
+      for several prompts or chats a list of such lists.
 
     Raises:
-      ValueError: a prompt longer than the context or than max_length, or numbers out of range.
+      ValueError: a prompt longer than the context or than max_length, numbers out of range, a chat for a tokenizer without
+        a template or that is none.
     """
-    texts = _texts(inputs)
-    prompts = [_prompt(pipe, text) for text in texts]
+    alone = isinstance(inputs, str) or _is_chat(inputs)
+    items = [inputs] if alone else inputs if isinstance(inputs, list) and any(map(_is_chat, inputs)) else _texts(inputs)
+    prompts = [_prompt(pipe, item) for item in items]
     new, num_samples = _generate(pipe, prompts, _SAMPLES, generation)
-    results = [
-        [
-            {"generated_text": (text if return_full_text else "") + pipe.tokenizer.decode(ids)}
-            for ids in new[i * num_samples : (i + 1) * num_samples]
-        ]
-        for i, text in enumerate(texts)
-    ]
-    return results[0] if isinstance(inputs, str) else results
+    results = []
+    for i, item in enumerate(items):
+        texts = [pipe.tokenizer.decode(ids) for ids in new[i * num_samples : (i + 1) * num_samples]]
+        results.append([{"generated_text": _join(item, text) if return_full_text else text} for text in texts])
+    return results[0] if alone else results
 
 
-def _prompt(pipe: Pipeline, text: str) -> np.ndarray:
-    """The tokens of a prompt, of which there is always one."""
-    ids = pipe.tokenizer.encode_with_specials(text).ids
-    return ids if len(ids) else document_start(pipe.tokenizer)
+def _is_chat(item: Any) -> bool:
+    return isinstance(item, list) and bool(item) and isinstance(item[0], dict)
+
+
+def _prompt(pipe: Pipeline, item: Any) -> np.ndarray:
+    """The tokens of a prompt or chat, of which there is always one."""
+    if isinstance(item, str):
+        ids = pipe.tokenizer.encode_with_specials(item).ids
+        return ids if len(ids) else document_start(pipe.tokenizer)
+    for message in item if _is_chat(item) else [item]:
+        if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
+            raise ValueError(f"inputs: {message!r:.60} is no message: a dict of the texts 'role' and 'content'")
+    if pipe.tokenizer.chat_template is None:
+        raise ValueError("inputs are a chat, and the model's tokenizer has no chat template")
+    return prompt_ids(pipe.tokenizer, item, continue_final=item[-1]["role"] == "assistant")
+
+
+def _join(item: Any, text: str) -> Any:
+    """A prompt or chat with what the model wrote."""
+    if isinstance(item, str):
+        return item + text
+    if item[-1]["role"] == "assistant":
+        return [*item[:-1], item[-1] | {"content": item[-1]["content"] + text}]
+    return [*item, {"role": "assistant", "content": text}]
 
 
 def text2text_generation(

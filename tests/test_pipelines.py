@@ -110,6 +110,39 @@ class TestTextGeneration:
         assert generator("The", num_return_sequences=3, seed=1) == first
         assert generator("The", num_return_sequences=3) != generator("The", num_return_sequences=3)
 
+    @pytest.mark.parametrize("trims", [False, True])
+    def test_chats_are_answered_and_an_answer_is_gone_on_with(self, source, monkeypatch, trims):
+        """Messages come back as Transformers 5 gives them, after the ids that the template says, written out here."""
+        tokenizer, content = source[2], "message['content']" + " | trim" * trims
+        template = "{% for message in messages %}{{ message['role'] + ': ' + CONTENT + '|' }}{% endfor %}"
+        template += "{% if add_generation_prompt %}assistant:{% endif %}"
+        monkeypatch.setattr(tokenizer, "chat_template", template.replace("CONTENT", content))
+        chat = [{"role": "user", "content": "The fox "}, {"role": "assistant", "content": "jumps "}]
+        opening = "user: The fox|" if trims else "user: The fox |"
+        generator = pipeline("text-generation", model=source, do_sample=False, max_new_tokens=5)
+        answer, rest = (
+            tokenizer.decode(greedy(source, tokenizer.encode(opening + end), 5))
+            for end in ("assistant:", "assistant: jumps" if trims else "assistant: jumps ")
+        )
+        asked, gone_on = chat[:1], [chat[0], {"role": "assistant", "content": "jumps " + rest}]
+        answered = [chat[0], {"role": "assistant", "content": answer}]
+        assert generator(asked) == [{"generated_text": answered}]
+        assert generator(asked, return_full_text=False) == [{"generated_text": answer}]
+        assert generator([asked, chat]) == [[{"generated_text": answered}], [{"generated_text": gone_on}]]
+        assert len(chat[1]["content"]) == len("jumps ")  # the caller's messages are as they were
+
+    def test_a_chat_needs_a_template_and_messages(self, source, monkeypatch):
+        generator = pipeline("text-generation", model=source)
+        chat = [{"role": "user", "content": "The"}]
+        with pytest.raises(ValueError, match="no chat template"):
+            generator(chat)
+        monkeypatch.setattr(source[2], "chat_template", "{{ messages[0]['role'] }}")
+        for bad in ([{"role": "user"}], [*chat, "The"], [chat, "The", 3], [chat, []]):
+            with pytest.raises(ValueError, match="is no message"):
+                generator(bad)
+        with pytest.raises(ValueError, match="leaves out the message"):
+            generator([{"role": "assistant", "content": "The"}])
+
     def test_an_empty_prompt_opens_with_the_end_of_text(self, source):
         new = source[2].decode(greedy(source, [source[2].eos_id], 5))
         result = pipeline("text-generation", model=source)("", do_sample=False, max_new_tokens=5)

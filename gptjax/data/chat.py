@@ -19,6 +19,7 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 _GUARD = "\ue000"  # breaks up what would be a special token in the text of a message; taken out again
+_END = "\ue001"  # where a message that is to go on ends
 
 Message = dict[str, Any]
 
@@ -32,13 +33,26 @@ def with_template(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarray:
+def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, continue_final: bool = False) -> np.ndarray:
     """The ids, int32 [T], of a conversation whose next words are the assistant's.
 
+    Args:
+      tokenizer: with its chat template, or to get ChatML's.
+      messages: dicts of `role` and `content`.
+      continue_final: whether the next words go on with the last message, instead of beginning one.
+
     Raises:
-      ValueError: the template fails.
+      ValueError: the template fails, or leaves the message that is to go on out.
     """
-    return encode_rendered(tokenizer, render(tokenizer, messages, add_generation_prompt=True))
+    if not continue_final:
+        return encode_rendered(tokenizer, render(tokenizer, messages, add_generation_prompt=True))
+    *before, final = messages
+    marked = final | {"content": final["content"] + _END + " "}
+    rendered, end, rest = render(tokenizer, [*before, marked], add_generation_prompt=False).rpartition(_END)
+    if not end:
+        raise ValueError("the tokenizer's chat template leaves out the message that is to go on")
+    # A template that trims messages took the space after the mark, and would have taken those before it.
+    return encode_rendered(tokenizer, rendered if rest.startswith(" ") else rendered.rstrip())
 
 
 def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[tuple[np.ndarray, bool]]:
