@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from gptjax.array_types import Array
 from gptjax.models.attention_ops import Mask, attend
 from gptjax.models.config import INIT_STD, TransformerConfig
-from gptjax.models.layers import Einsum, RMSNorm, dropout
+from gptjax.models.dropout import dropout
+from gptjax.models.layers import Einsum, RMSNorm
 from gptjax.models.positions import Bias
 
 

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from gptjax.array_types import Array
 from gptjax.distributed.mesh import target_platform
 from gptjax.distributed.sharding import BATCH, HEADS, divides
+from gptjax.models.dropout import dropout
 from gptjax.models.positions import Bias
 
 _INVISIBLE = -1e30  # finite, so that a row that sees nothing stays finite too
@@ -276,7 +277,8 @@ def _plain(query: Array, key: Array, value: Array, mask: Mask, options: _Options
         weights = jnp.exp(scores - top)
         weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + jnp.exp(sinks - top))
     if options.dropout is not None:
-        weights = _drop(weights, *options.dropout)
+        rate, seed = options.dropout
+        weights = dropout(weights, rate, lambda: seed)
     return _ungrouped(jnp.einsum("bgrts,bgsk->bgrtk", weights.astype(value.dtype), value))
 
 
@@ -300,10 +302,6 @@ def _scores(query: Array, key: Array, mask: Mask, options: _Options) -> Array:
         bias = options.bias(mask.query_index, mask.key_index)
         scores += bias.reshape(bias.shape[0], *query.shape[1:3], *bias.shape[2:])
     return jnp.where(mask.visible()[:, :, None], scores, _INVISIBLE)
-
-
-def _drop(weights: Array, rate: Array, key: Array) -> Array:
-    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, weights.shape), weights / (1.0 - rate), 0.0)
 
 
 def _jax(query: Array, key: Array, value: Array, mask: Mask, options: _Options) -> Array:
@@ -353,7 +351,8 @@ def _blockwise(query: Array, key: Array, value: Array, mask: Mask, options: _Opt
                 total = total * shrink + jnp.sum(weights, axis=-1)
                 if options.dropout is not None:
                     rate, seed = options.dropout
-                    weights = _drop(weights, rate, jax.random.fold_in(jax.random.fold_in(seed, number), key_number))
+                    here = jax.random.fold_in(jax.random.fold_in(seed, number), key_number)
+                    weights = dropout(weights, rate, lambda: here)
                 added = jnp.einsum("bgrts,bgsk->bgrtk", weights.astype(value.dtype), value)
                 return mixed * shrink[..., None] + added.astype(jnp.float32), total, new_top
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from gptjax.array_types import Array
 from gptjax.distributed.sharding import HIDDEN, constrain
 from gptjax.models.config import DTYPES, TransformerConfig
-from gptjax.models.layers import INIT_STD, Embedding, dropout
+from gptjax.models.dropout import dropout
+from gptjax.models.layers import INIT_STD, Embedding
 from gptjax.models.positions import Bias, alibi_bias, relative_bias, sinusoidal
 from gptjax.models.transformer import make_norm
 

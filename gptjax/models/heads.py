@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from gptjax.array_types import Array
 from gptjax.distributed.sharding import LOGITS, constrain
 from gptjax.models.config import TransformerConfig
-from gptjax.models.layers import ACTIVATIONS, GATED_ACTIVATIONS, Einsum, Embedding, add_bias, dropout
+from gptjax.models.dropout import dropout
+from gptjax.models.layers import ACTIVATIONS, GATED_ACTIVATIONS, Einsum, Embedding, add_bias
 from gptjax.models.transformer import make_norm
 
 

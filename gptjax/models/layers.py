@@ -1,4 +1,4 @@
-"""Projections, embeddings, norms and dropout: the parts that hold parameters, as Flax modules."""
+"""Projections, embeddings and norms: the parts that hold parameters, as Flax modules."""
 
 import functools
 import math
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.array_types import Array
+from gptjax.models.dropout import dropout
 from gptjax.models.narrow import product
 
 INIT_STD = 0.02  # GPT-2; residual projections divide it by sqrt(2 * num_layers)
@@ -159,17 +160,3 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 # Of a gate, which multiplies a second projection (Shazeer, 2020, arXiv:2002.05202).
 GATED_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"swiglu": jax.nn.silu, "geglu": ACTIVATIONS["gelu"]}
-
-
-def dropout(x: Array, rate: Array | float | None, key: Callable[[], Array]) -> Array:
-    """Zeroes entries of `x` with probability `rate` and scales the rest by 1 / (1 - rate).
-
-    Args:
-      x: any shape.
-      rate: a scalar, possibly traced, so that a sweep may vary it without recompiling; None means no dropout at all.
-      key: called for a random key when there is dropout.
-    """
-    if rate is None:
-        return x
-    keep = jax.random.bernoulli(key(), 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - jnp.asarray(rate, x.dtype)), jnp.zeros_like(x))

@@ -12,8 +12,9 @@ from gptjax.array_types import Array
 from gptjax.distributed.sharding import HIDDEN, constrain
 from gptjax.models.attention import Attention, BlockInputs, KVCache
 from gptjax.models.config import TransformerConfig
+from gptjax.models.dropout import dropout
 from gptjax.models.experts import mix_experts
-from gptjax.models.layers import ACTIVATIONS, GATED_ACTIVATIONS, INIT_STD, Einsum, LayerNorm, RMSNorm, dropout
+from gptjax.models.layers import ACTIVATIONS, GATED_ACTIVATIONS, INIT_STD, Einsum, LayerNorm, RMSNorm
 
 # What a block keeps for its backward pass; the rest is computed again.
 REMAT_POLICIES = {

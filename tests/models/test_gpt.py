@@ -77,16 +77,6 @@ def test_initial_loss_is_that_of_guessing(sizes):
     assert abs(nll - math.log(sizes["vocab_size"])) < 0.05
 
 
-def test_dropout_rate_zero_equals_none_and_a_rate_keeps_the_mean(sizes):
-    from gptjax.models.layers import dropout
-
-    x = jnp.ones((200, 200))
-    np.testing.assert_array_equal(dropout(x, jnp.float32(0), lambda: jax.random.key(0)), x)
-    dropped = dropout(x, jnp.float32(0.25), lambda: jax.random.key(0))
-    assert abs(float((dropped == 0).mean()) - 0.25) < 0.01
-    assert abs(float(dropped.mean()) - 1) < 0.02
-
-
 def test_init_scale_multiplies_weights_but_not_norms(sizes):
     model = make_model("gpt", **sizes)
     draw = jax.jit(lambda scale: init_params(model, jax.random.key(0), scale))
