@@ -56,8 +56,9 @@ def compiler_options(dtype: str, target: str | None = None) -> dict[str, bool | 
 
     On TPU, sharded weights are gathered before a product instead of within it (windowed einsum): on v5e:4x4, GPT-2 124M's
     step then takes half the estimated cycles and 0.8 GB less. On CPU, bfloat16 products go to oneDNN: XLA's own kernels
-    take up to twice as long. Float32 ones do not, since a program with oneDNN calls cannot be kept in the compilation
-    cache (JAX warns so) and starts seconds later every time.
+    take up to twice as long. Sums and maxima go to YNNPACK, which otherwise takes the products too: XLA's own go over a row
+    of logits number by number, a tenth of GPT-2's step. Float32 products stay, since a program with oneDNN calls cannot be
+    kept in the compilation cache (JAX warns so) and starts seconds later every time.
     """
     import jax
 
@@ -66,7 +67,10 @@ def compiler_options(dtype: str, target: str | None = None) -> dict[str, bool | 
         return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
     if target != "cpu" or dtype != "bfloat16":
         return {}
-    return {"xla_cpu_experimental_onednn_custom_call": True, "xla_cpu_experimental_ynn_fusion_type": ""}
+    return {
+        "xla_cpu_experimental_onednn_custom_call": True,
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+    }
 
 
 def launched_with_others(environ: Mapping[str, str] = os.environ) -> bool:
