@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from gptjax.array_types import Array, Batch, Metrics, Params
 from gptjax.models import Model
+from gptjax.training.losses import score_targets
 from gptjax.training.step import Loss, apply_model
 
 
@@ -18,9 +19,7 @@ def target_log_probabilities(
     model: Model, params: Params, batch: Batch, dropout: tuple[Array, Array] | None = None
 ) -> Array:
     """log p(target) at each place, in nats: [B, T] float32."""
-    logits = apply_model(model, params, batch, dropout)[0].astype(jnp.float32)
-    targets = jnp.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
-    return targets - jax.nn.logsumexp(logits, axis=-1)
+    return score_targets(apply_model(model, params, batch, dropout)[0], batch["targets"])[0]
 
 
 def preference_loss(beta: float) -> Loss:

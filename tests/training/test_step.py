@@ -317,6 +317,12 @@ def test_cross_entropy_equals_optax_and_masked_targets_have_no_gradient():
     gradient = jax.grad(lambda x: cross_entropy(x, targets, weights, 1e-2)[0])(jnp.asarray(logits))
     assert (np.asarray(gradient)[weights == 0] == 0).all()
     assert (np.abs(np.asarray(gradient)[weights == 1]).max(-1) > 0).all()
+
+    def wanted(x):
+        nll = optax.softmax_cross_entropy_with_integer_labels(x, targets)
+        return jnp.sum((nll + 1e-2 * jnp.square(jax.nn.logsumexp(x, -1))) * weights)
+
+    np.testing.assert_allclose(gradient, jax.grad(wanted)(jnp.asarray(logits)), atol=1e-6)
     z_loss = cross_entropy(logits, targets, weights, 1e-2)[0] - nll
     np.testing.assert_allclose(z_loss, 1e-2 * (np.square(jax.nn.logsumexp(logits, -1)) * weights).sum(), rtol=1e-4)
 
