@@ -8,8 +8,8 @@ Command:   pip download --no-deps --dest wheels wagtail==8.0.1 Django==5.2.19
 Paper:     Vaswani et al., 2017, arXiv:1706.03762; sizes and recipe of multi30k_en_de.py
 Data:      the zh_Hans catalogues of Wagtail and Django (BSD-3), about 2,000 messages
 Hardware:  2 CPU cores of an Intel Xeon (AMX), other work beside it: 8 to 11 min
-Result:    the 105 test messages by the checkpoint of least validation loss, BLEU by sacrebleu's zh tokenizer: 33.8, 37.3 and
-           33.2 with seeds 0, 1 and 2, each within some 8 either way (95 %); chrF 35.3, 40.0, 37.6
+Result:    the 105 test messages by the checkpoint of least validation loss, BLEU by sacrebleu's zh tokenizer: 33.8, 37.3
+           and 33.2 with seeds 0, 1 and 2, each within some 8 either way (95 %); chrF 35.3, 40.0, 37.6
 """
 
 from ml_collections import ConfigDict
