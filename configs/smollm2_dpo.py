@@ -4,7 +4,7 @@ Command:   python -m experiments.train --config configs/smollm2_dpo.py --workdir
                --config.data.files=instructions/dpo_en_demo.json
 Paper:     Rafailov et al., 2023, arXiv:2305.18290, section 4 and appendix B
 Data:      hiyouga/LLaMA-Factory on GitHub, data/dpo_en_demo.json: 300 pairs. SMOLLM2 as in smollm2_chat_lora.py
-Hardware:  2 CPU cores (AMD EPYC, Zen 5): to be measured
+Hardware:  2 CPU cores of an Intel Xeon (AMX): 21 s a step, after 5 min for the reference's log-probabilities
 Result:    to be measured: eval/accuracy, how often the chosen answer gains more on the model that training began with, and
            eval/margin
 """
@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 2e-4
     config.train.num_train_steps = 80
     config.train.batch_size = 4
+    config.train.accumulation_steps = 4  # a row at a time: 21 s a step and 6 GB in place of 33 s and 18 GB
     config.eval.every_steps = 40
     config.eval.num_samples = 1
     config.checkpoint.every_steps = 40
