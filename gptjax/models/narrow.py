@@ -1,7 +1,8 @@
-"""Weights kept in fewer bits than the computation, for generation: bfloat16, int8 and int4."""
+"""Products with weights, which generation may keep in fewer bits than it computes in: bfloat16, int8 and int4."""
 
 import functools
 import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -56,6 +57,24 @@ def quantize(kernel: Array, num_inputs: int, weights: str) -> Int8 | Int4:
     return Int8(jnp.round(kernel / scale).astype(jnp.int8), scale)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def contract(equation: str, x: Array, kernel: Array) -> Array:
+    """einsum(equation, x, kernel), whose derivative for the kernel puts `x` first, as the kernel lies in memory.
+
+    JAX puts the cotangent first, which XLA:CPU then transposes for oneDNN: 4.2 ms in place of 2.9 for `mlp/up` of GPT-2.
+    """
+    return jnp.einsum(equation, x, kernel)
+
+
+def _contract_bwd(equation: str, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    of_x, of_kernel, of_y = re.split(",|->", equation)
+    return jnp.einsum(f"{of_y},{of_kernel}->{of_x}", g, kernel), jnp.einsum(f"{of_x},{of_y}->{of_kernel}", x, g)
+
+
+contract.defvjp(lambda equation, x, kernel: (contract(equation, x, kernel), (x, kernel)), _contract_bwd)
+
+
 def product(equation: str, x: Array, kernel: Array | Int8 | Int4) -> Array:
     """einsum(equation, x, kernel) in the dtype of `x`, of a kernel in any format.
 
@@ -76,7 +95,7 @@ def product(equation: str, x: Array, kernel: Array | Int8 | Int4) -> Array:
     values = kernel.values if isinstance(kernel, Int8) else kernel
     narrow = values.dtype.itemsize < x.dtype.itemsize
     if not narrow or not on_cpu:
-        y = jnp.einsum(equation, x, values.astype(x.dtype))
+        y = contract(equation, x, values.astype(x.dtype))
     elif rows == 1 or (values.dtype == jnp.int8 and rows <= _ROWS_AT_ONCE):
         y = _streamed(x, values)
     elif values.dtype == jnp.int8:

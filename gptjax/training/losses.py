@@ -23,14 +23,18 @@ def score_targets(logits: Array, targets: Array) -> tuple[Array, Array, Array]:
 
 
 def _fwd(logits: Array, targets: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
-    log_normalizer = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+    # Each pass over the logits converts them by itself: a conversion that two share is an array in float32. So the maximum
+    # is of what is given, and the barriers hide that mean and derivative read the same.
+    largest = jnp.max(logits, axis=-1).astype(jnp.float32)
+    sums = jnp.sum(jnp.exp(logits.astype(jnp.float32) - largest[..., None]), axis=-1)
+    log_normalizer = jnp.log(sums) + largest
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0].astype(jnp.float32)
-    mean = jnp.mean(logits, axis=-1, dtype=jnp.float32)
+    mean = jnp.mean(jax.lax.optimization_barrier(logits), axis=-1, dtype=jnp.float32)
     return (target_logits - log_normalizer, log_normalizer, mean), (logits, targets, log_normalizer)
 
 
 def _bwd(residuals: tuple[Array, Array, Array], gradients: tuple[Array, Array, Array]) -> tuple[Array, None]:
-    logits, targets, log_normalizer = residuals
+    logits, targets, log_normalizer = jax.lax.optimization_barrier(residuals)
     of_target, of_normalizer, of_mean = (g[..., None] for g in gradients)
     probabilities = jnp.exp(logits.astype(jnp.float32) - log_normalizer[..., None])
     hit = jnp.arange(logits.shape[-1]) == targets[..., None]

@@ -39,5 +39,5 @@ def test_a_run_that_stops_within_the_trace_and_goes_on(tmp_path):
     for limit, code in ((0.0001, 143), (0, 0)):
         result = runs.run(runs.train_command(tmp_path / "run", corpus, **fields, train__max_minutes=limit))
         assert result.returncode == code, result.stderr
-        assert "operation (" in result.stderr and "blocks/Block/mlp" in result.stderr
+        assert "operation (" in result.stderr and "blocks/Block/attention" in result.stderr
     assert len(list((tmp_path / "run/profile").rglob("*.xplane.pb"))) == 2
