@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments import build, cli
 from experiments.launch import Run
-from experiments.train import check_workdir, draw_losses, train_on, write_samples
+from experiments.train import check_workdir, draw_losses, write_samples
 
 
 def check(runs: Sequence[Run], folder: pathlib.Path) -> None:
@@ -83,6 +83,7 @@ def _train_group(
     """Trains runs that are all at `step`: the signal that stopped them or 0; adds to `lost` who diverged or crashed."""
     import jax
 
+    from experiments.fit import fit
     from gptjax.training.lockstep import TOGETHER, make_mesh_of_runs
     from gptjax.training.loop import Diverged
 
@@ -99,9 +100,7 @@ def _train_group(
         mesh = build.mesh(configs[0], functools.partial(make_mesh_of_runs, num_runs=len(runs)))
         build.check_division(configs[0], mesh)
     with jax.set_mesh(mesh):
-        model, params, stopped = train_on(
-            mesh, data, configs, workdirs, TOGETHER, keep=keep, last=step, give_up=give_up
-        )
+        model, params, stopped = fit(mesh, data, configs, workdirs, TOGETHER, keep=keep, last=step, give_up=give_up)
     if stopped:
         return stopped
     with concurrent.futures.ThreadPoolExecutor(1) as drawing:

@@ -45,9 +45,9 @@ OWNERS = {
 }
 # Commands import heavy libraries early, in the background, and configs are config.
 EXCEPTIONS = {
-    ("experiments/train.py", "grain"),
-    ("experiments/train.py", "orbax"),
-    ("experiments/train.py", "tensorboardX"),
+    ("experiments/fit.py", "grain"),
+    ("experiments/fit.py", "orbax"),
+    ("experiments/fit.py", "tensorboardX"),
 }
 
 
