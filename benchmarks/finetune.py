@@ -188,7 +188,8 @@ def compare_runs(sides: Sides, num_seeds: int) -> dict[str, float]:
     """What whole runs of both sides reach on held-out examples, by the same evaluation."""
     from gptjax.analysis.statistics import mean_interval
     from gptjax.data.corpora import open_corpus
-    from gptjax.evaluation.tasks import Subject, of_records, run_task
+    from gptjax.evaluation.task_files import of_records
+    from gptjax.evaluation.tasks import Subject, run_task
     from gptjax.finetuning import lora
     from gptjax.loading import Loaded, load
     from gptjax.platform import cache_dir

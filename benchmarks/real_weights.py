@@ -195,7 +195,8 @@ def compare(folder: pathlib.Path, text: pathlib.Path, num_tokens: int, window: i
 def compare_programs(folder: pathlib.Path, num_tasks: int) -> dict[str, float]:
     """HumanEval's first prompts continued on both sides."""
     import gptjax
-    from gptjax.evaluation.tasks import CODE_ENDS, read_task
+    from gptjax.evaluation.task_files import read_task
+    from gptjax.evaluation.tasks import CODE_ENDS
     from gptjax.generation.engine import Engine
     from gptjax.generation.sampling import Sampling
 

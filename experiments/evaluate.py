@@ -90,8 +90,9 @@ def main(argv: Sequence[str]) -> int:
 
     from gptjax.data.corpora import open_corpus
     from gptjax.data.pipeline import eval_batches, prepare, target_bytes
-    from gptjax.evaluation import tasks
     from gptjax.evaluation.perplexity import describe, evaluate
+    from gptjax.evaluation.task_files import of_records
+    from gptjax.evaluation.tasks import Settings
     from gptjax.loading import load
     from gptjax.models import BERT
     from gptjax.training.step import make_eval_step
@@ -107,8 +108,8 @@ def main(argv: Sequence[str]) -> int:
                         f"--{min(given)} has no use here: data.objective {d['objective']!r} asks of whole texts"
                     )
                 corpus = open_corpus(**_corpus(arguments, d), as_records=True)
-                task = tasks.of_records("validation", d["objective"], corpus.splits["validation"]())
-                return _measure(arguments, [task], tasks.Settings())
+                task = of_records("validation", d["objective"], corpus.splits["validation"]())
+                return _measure(arguments, [task], Settings())
             model, params, tokenizer, step = read(path, step=arguments.step)
             longest = d["seq_len"] or model.config.max_seq_len
             if d["objective"] == "dpo":
@@ -172,11 +173,12 @@ def _evaluate_tasks(parser: cli.Parser, arguments: argparse.Namespace) -> int:
     if arguments.limit is not None and arguments.limit < 1:
         parser.error(f"--limit {arguments.limit} must be at least 1")
 
-    from gptjax.evaluation import tasks
+    from gptjax.evaluation.task_files import read_task
+    from gptjax.evaluation.tasks import Settings
 
     with cli.user_errors():
-        chosen = [tasks.read_task(name, arguments.limit) for name in arguments.tasks.split(",")]
-    return _measure(arguments, chosen, tasks.Settings(**settings))
+        chosen = [read_task(name, arguments.limit) for name in arguments.tasks.split(",")]
+    return _measure(arguments, chosen, Settings(**settings))
 
 
 def _measure(arguments: argparse.Namespace, chosen: Sequence[Any], settings: Any) -> int:

@@ -5,7 +5,8 @@ import struct
 import zipfile
 
 from experiments import cli, prepare_data
-from gptjax.evaluation.tasks import Task, read_task, run_task
+from gptjax.evaluation.task_files import Task, read_task
+from gptjax.evaluation.tasks import run_task
 from tests.evaluation.test_tasks import subject
 
 

