@@ -12,7 +12,9 @@ import pytest
 from gptjax import loading, pipeline, pipelines
 from gptjax.data import examples
 from gptjax.data.tokenizers import Tokenizer, build_tokenizer
+from gptjax.generation.engine import Engine
 from gptjax.models import init_params, make_model
+from gptjax.pipelines import reading
 
 WORDS = ["the", "a", "cat", "dog", "fox", "sat", "ran", "on", "over", "mat", "hill", "big", "red", "where", "who", "is"]
 MORE = ["?", ".", "##s", "##ing", "jump"]
@@ -155,7 +157,7 @@ class TestTextGeneration:
             asked.update(arguments)
             return [np.zeros(0, np.int32)] * (len(prompts) * arguments["num_samples"])
 
-        monkeypatch.setattr(pipelines.Engine, "generate", generate)
+        monkeypatch.setattr(Engine, "generate", generate)
         num_prompt = len(source[2].encode("The"))
 
         def ask(files, **call):
@@ -287,11 +289,11 @@ class TestTextClassification:
     def test_few_shapes_are_compiled(self, source):
         classifier = pipeline("text-classification", model=source)
         classifier(["the cat"] * 3)
-        compiled = pipelines._apply._cache_size()
+        compiled = reading._apply._cache_size()
         for num_words in range(1, 14):
             classifier(["the " * num_words, "a", "a dog"])
             classifier(["the " * num_words] * 4)
-        assert pipelines._apply._cache_size() == compiled
+        assert reading._apply._cache_size() == compiled
 
     def test_a_text_beyond_the_context_is_an_error(self, source):
         with pytest.raises(ValueError, match="the input has 102 tokens; the model's context holds 1 to 64"):
@@ -410,10 +412,10 @@ class TestQuestionAnswering:
         assert answerer(question=[self.QUESTION] * 2, context=self.CONTEXT) == [one, one]
 
     def test_answers_grow_to_whole_words(self):
-        assert pipelines._whole_words("a jumping fox", 4, 6) == (2, 9)
-        assert pipelines._whole_words("a jumping fox", 2, 9) == (2, 9)
-        assert pipelines._whole_words("(fox)", 1, 3) == (1, 4)
-        assert pipelines._whole_words("fox", 0, 3) == (0, 3)
+        assert reading._whole_words("a jumping fox", 4, 6) == (2, 9)
+        assert reading._whole_words("a jumping fox", 2, 9) == (2, 9)
+        assert reading._whole_words("(fox)", 1, 3) == (1, 4)
+        assert reading._whole_words("fox", 0, 3) == (0, 3)
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

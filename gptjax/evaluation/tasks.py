@@ -24,6 +24,7 @@ from gptjax.generation.sampling import Sampling
 from gptjax.loading import Loaded
 from gptjax.models import GPT, EncoderDecoder
 from gptjax.pipelines import Pipeline, eos_ids
+from gptjax.pipelines.reading import question_answering, text_classification
 
 _BEAM_ROWS = 16  # prompts searched at once
 CODE_ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # Chen et al. (2021), section 2.1
@@ -301,7 +302,7 @@ def _classify(task: Task, subject: Subject, settings: Settings) -> Result:
                 f"{num_labels - 1}, or {', '.join(names)}"
             )
         labels.append(ids[str(label)])
-    pipe = Pipeline("text-classification", *subject.loaded, subject.facts, {})
+    pipe = Pipeline("text-classification", text_classification, *subject.loaded, subject.facts, {})
     inputs = [{"text": e["text"]} | ({"text_pair": e["text_pair"]} if "text_pair" in e else {}) for e in task.examples]
     function = "none" if num_labels == 1 else "softmax"
     outputs = pipe(inputs, top_k=None, function_to_apply=function)
@@ -327,7 +328,7 @@ def _classify(task: Task, subject: Subject, settings: Settings) -> Result:
 
 def _span(task: Task, subject: Subject, settings: Settings) -> Result:
     """Answers found in a context, or none where an example has none."""
-    pipe = Pipeline("question-answering", *subject.loaded, subject.facts, {})
+    pipe = Pipeline("question-answering", question_answering, *subject.loaded, subject.facts, {})
     references = [e["answers"] or [""] for e in task.examples]
     found = pipe(
         [{"question": e["question"], "context": e["context"]} for e in task.examples],

@@ -18,6 +18,7 @@ from gptjax.generation.text import TextStream
 from gptjax.loading import Loaded
 from gptjax.models import EncoderDecoder
 from gptjax.pipelines import Pipeline, embeddings
+from gptjax.pipelines.reading import feature_extraction
 from gptjax.serving.worker import Busy, Worker
 
 _CONTEXT = 4  # ids of a prompt's end that decide how the first new one is spelled
@@ -71,7 +72,8 @@ class ServedModel:
         turn_end = tokenizer.special_id("<|im_end|>")
         self.eos_ids = sorted({tokenizer.eos_id, *eos_ids, *([] if turn_end is None else [turn_end])})
         self.worker = Worker(engine, max_waiting) if engine else None
-        self._pipe = Pipeline("feature-extraction", model, params if engine is None else {}, tokenizer, {}, {})
+        reads = params if engine is None else {}
+        self._pipe = Pipeline("feature-extraction", feature_extraction, model, reads, tokenizer, {}, {})
         self._max_waiting, self._num_embedding, self._embedding = max_waiting, 0, asyncio.Lock()
 
     @functools.cached_property
