@@ -31,6 +31,7 @@ from gptjax.models import Model, make_model
 from gptjax.models.config import DTYPES
 from gptjax.training import loop
 from gptjax.training.lockstep import Axis
+from gptjax.training.metrics import MetricsWriter
 from gptjax.training.profile import top_operations
 from gptjax.training.state import TrainState
 from gptjax.training.step import make_eval_step, make_train_step
@@ -101,8 +102,6 @@ def fit(
         data = data._replace(columns={split: {"reference": zeros} for split, zeros in nothing.items()})
     rows = axis.lies(batch_sharding(mesh))
     programs = compile_programs(parts, data, configs, workdirs, axis, rows)
-    from gptjax.training.metrics import MetricsWriter  # imported by now, see `import_the_rest`
-
     state, checkpoints, records = restore(parts, programs, config, workdirs, axis, keep, last)
     first_step = int(np.ravel(state.step)[0])
 
@@ -290,7 +289,7 @@ def restore(
 
     That is the latest whole checkpoint of the workdirs, else the initial state.
     """
-    from gptjax.training.checkpoints import Checkpoints
+    from gptjax.training.checkpoints import Checkpoints  # imported by now, see `import_the_rest`
 
     checkpoints = [Checkpoints(workdir / "checkpoints", keep or config.checkpoint.keep) for workdir in workdirs]
     with cli.user_errors():
