@@ -61,7 +61,8 @@ def quantize(kernel: Array, num_inputs: int, weights: str) -> Int8 | Int4:
 def contract(equation: str, x: Array, kernel: Array) -> Array:
     """einsum(equation, x, kernel), whose derivative for the kernel puts `x` first, as the kernel lies in memory.
 
-    JAX puts the cotangent first, which XLA:CPU then transposes for oneDNN: 4.2 ms in place of 2.9 for `mlp/up` of GPT-2.
+    JAX puts the cotangent first, which XLA:CPU then transposes for oneDNN: 4.2 ms in place of 2.9 for `mlp/up` of GPT-2
+    and 1,024 tokens.
     """
     return jnp.einsum(equation, x, kernel)
 

@@ -23,8 +23,8 @@ def score_targets(logits: Array, targets: Array) -> tuple[Array, Array, Array]:
 
 
 def _fwd(logits: Array, targets: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
-    # Barriers keep passes over the logits apart. Else XLA:CPU keeps what two of them share, as an array in float32, and
-    # has YNNPACK compute the product that a reduction follows, ten times slower than oneDNN.
+    # Barriers keep passes over the logits apart. Else XLA:CPU keeps what two of them share, and the one-hot targets, as
+    # arrays in float32.
     logits = jax.lax.optimization_barrier(logits)
     largest = jnp.max(logits, axis=-1).astype(jnp.float32)
     sums = jnp.sum(jnp.exp(logits.astype(jnp.float32) - largest[..., None]), axis=-1)
