@@ -9,11 +9,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gptjax.array_types import Array
 from gptjax.models.dropout import dropout
 from gptjax.models.narrow import product
 
+PRODUCT = "product"  # what rematerialisation knows products of kernels by, whose derivative is written out
 INIT_STD = 0.02  # GPT-2; residual projections divide it by sqrt(2 * num_layers)
 
 
@@ -56,7 +58,7 @@ class Einsum(nn.Module):
             matrix = (self.shape[0], math.prod(self.shape[1:]))
             self.param("kernel", lambda key: nn.initializers.normal(self.std)(key, matrix).reshape(self.shape))
         # Not what self.param returns, for generation may have put a narrow kernel in its place.
-        y = product(equation, x, self.get_variable("params", "kernel"))
+        y = checkpoint_name(product(equation, x, self.get_variable("params", "kernel")), PRODUCT)
         if self.has_variable("params", "lora_a"):
             y = y + self._adapter(equation, x)
         if self.bias_shape is not None:

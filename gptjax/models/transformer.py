@@ -14,11 +14,14 @@ from gptjax.models.attention import Attention, BlockInputs, KVCache
 from gptjax.models.config import TransformerConfig
 from gptjax.models.dropout import dropout
 from gptjax.models.experts import mix_experts
-from gptjax.models.layers import ACTIVATIONS, GATED_ACTIVATIONS, INIT_STD, Einsum, LayerNorm, RMSNorm
+from gptjax.models.layers import ACTIVATIONS, GATED_ACTIVATIONS, INIT_STD, PRODUCT, Einsum, LayerNorm, RMSNorm
 
 # What a block keeps for its backward pass; the rest is computed again.
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
