@@ -69,7 +69,7 @@ def open_corpus(
         are then `text` and `label`); 'lines', two files of which each line is a `source` and a `target`; or 'tfds:NAME', a
         TFDS data set. Names that end in .gz are decompressed.
       files: for all but 'stdlib' and TFDS: files, folders (all that is in them but hidden files) and globs,
-        comma-separated.
+        comma-separated. What two entries name is read twice, and so counts twice in training.
       validation_files: the same for validation; empty to take some of `files`.
       text_field: where the text is in what has fields.
       target_field: where the second text of a pair is; then documents are pairs (source, target). None for plain texts.
@@ -184,8 +184,8 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _list_files(files: str) -> list[Path]:
-    """Returns the files that the comma-separated entries stand for, each once: entries as given, sorted within one."""
-    found: dict[Path, None] = {}
+    """Returns the files that the comma-separated entries stand for: entries as given, sorted within one."""
+    found: list[Path] = []
     for entry in filter(None, map(str.strip, files.split(","))):
         path = os.path.expanduser(entry)
         if os.path.isdir(path):
@@ -193,10 +193,10 @@ def _list_files(files: str) -> list[Path]:
         matches = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
         if not matches:
             raise FileNotFoundError(f"data.files: {entry!r} matches no file")
-        found |= dict.fromkeys(Path(match).resolve() for match in matches)
+        found += (Path(match).resolve() for match in matches)
     if not found:
         raise ValueError(f"data.files is empty; data.corpus {_list(FILE_CORPORA)} need files, folders or globs")
-    return list(found)
+    return found
 
 
 def _read_standard_library(folder: Path) -> Iterator[Document]:
