@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.corpus = "stdlib"  # stdlib, text, jsonl, json, csv, tsv, lines (two files, in parallel), tfds:NAME
-    config.data.files = ""  # not for stdlib and tfds: files, folders, globs, by commas; twice named, twice read; .gz too
+    config.data.files = ""  # not for stdlib and tfds: files, folders, globs, by commas; named twice, read twice
     config.data.validation_files = ""  # the same for validation; empty: validation_fraction of the others
     config.data.text_field = "text"  # of records: the field that holds the text; of seq2seq, the source
     config.data.target_field = "target"  # seq2seq: the field that holds the target
