@@ -6,7 +6,7 @@ Paper:     Rafailov et al., 2023, arXiv:2305.18290, section 4 and appendix B
 Data:      hiyouga/LLaMA-Factory on GitHub, data/dpo_en_demo.json: 300 pairs. SMOLLM2 as in smollm2_chat_lora.py
 Hardware:  2 CPU cores of an Intel Xeon (AMX): 21 s a step, after 5 min for the reference's log-probabilities
 Result:    seed 0: of 31 pairs held out the chosen answer gains more than the rejected one on the model that training began
-           with in 21, 67.7 % (Wilson's 95 % interval 50 to 81; at the start 50 by definition), margin 0.81, loss 0.693
+           with in 21, 67.7 % (Wilson's 95 % interval 50 to 81; 50 by chance), margin 0.81, loss 0.693
            to 0.625; 0.572 after 40 steps. eval/accuracy, eval/margin and eval/loss of metrics.jsonl
 """
 
