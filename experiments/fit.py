@@ -47,16 +47,18 @@ class Parts(NamedTuple):
       loss: None for cross entropy.
       settings: of the training step.
       init: as `build.initial_state` gives it.
-      numbers: its arguments, of each run.
+      numbers: its arguments, of all runs.
       state: shapes, dtypes and shardings of one run's.
+      lies: how those of all runs lie.
     """
 
     model: Model
     loss: Any
     settings: Any
     init: Callable[..., TrainState]
-    numbers: list[tuple[Any, ...]]
+    numbers: tuple[Any, ...]
     state: TrainState
+    lies: TrainState
 
 
 class Programs(NamedTuple):
@@ -95,7 +97,7 @@ def fit(
     config = configs[0]
     batch_size, every = config.train.batch_size, config.train.accumulation_steps
     with cli.user_errors():
-        parts = assemble(mesh, data, configs, initial)
+        parts = assemble(mesh, data, configs, axis, initial)
         share, num_shares = data_share(mesh, batch_size)
     if parts.loss is not None:
         nothing = {s: np.broadcast_to(np.float32(0), (rows, data.seq_len)) for s, rows in data.num_rows.items()}
@@ -179,7 +181,7 @@ def fit(
     return parts.model, lora.merge(state.eval_params), stopped
 
 
-def assemble(mesh: Mesh, data: Any, configs: Sequence[ConfigDict], initial: Params | None) -> Parts:
+def assemble(mesh: Mesh, data: Any, configs: Sequence[ConfigDict], axis: Axis, initial: Params | None) -> Parts:
     """What the configs describe, before anything is compiled; says which arrays of `initial` are taken, and which not.
 
     Raises:
@@ -200,10 +202,10 @@ def assemble(mesh: Mesh, data: Any, configs: Sequence[ConfigDict], initial: Para
     numbers = [(np.uint32(own.seed), np.float32(own.init.scale), build.hyperparameters(own), taken) for own in configs]
     shapes = jax.eval_shape(init, *numbers[0])
     check_factors(config, shapes)
-    state = jax.tree.map(
-        lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), shapes, tree_shardings(shapes, mesh)
-    )
-    return Parts(model, build.loss(config), settings, init, numbers, state)
+    lies = tree_shardings(shapes, mesh)
+    state = jax.tree.map(lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), shapes, lies)
+    of_all = axis.stack(numbers), state, jax.tree.map(axis.lies, lies)
+    return Parts(model, build.loss(config), settings, init, *of_all)
 
 
 def check_factors(config: ConfigDict, state: TrainState) -> None:
@@ -226,9 +228,7 @@ def compile_programs(
 ) -> Programs:
     """Compiles for batches that lie as `rows` do; meanwhile writes the workdirs' descriptions and imports the rest."""
     config, options = configs[0], platform.compiler_options(configs[0].model.dtype)
-    numbers = axis.stack(parts.numbers)
-    leading = np.shape(numbers[0])
-    states_lie = jax.tree.map(lambda x: axis.lies(x.sharding), parts.state)
+    leading = np.shape(parts.numbers[0])
 
     def lying(x: Any, sharding: Any) -> Any:
         return jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype, sharding=sharding)
@@ -236,7 +236,7 @@ def compile_programs(
     def rows_of(num_rows: int) -> dict[str, Any]:
         return {name: lying(x, rows) for name, x in empty_batch(data, num_rows).items()}
 
-    state = jax.tree.map(lying, parts.state, states_lie)
+    state = jax.tree.map(lying, parts.state, parts.lies)
     background = concurrent.futures.ThreadPoolExecutor()
 
     def compiled(function: Any, *arguments: Any, **how: Any) -> Any:
@@ -249,10 +249,10 @@ def compile_programs(
         state,
         rows_of(config.train.batch_size),
         donate_argnums=0,
-        out_shardings=(states_lie, None),
+        out_shardings=(parts.lies, None),
         compiler_options=options,
     )
-    init = compiled(parts.init, *numbers, out_shardings=states_lie, donate_argnums=3)
+    init = compiled(parts.init, *parts.numbers, out_shardings=parts.lies, donate_argnums=3)
     eval_step = compiled(
         make_eval_step(parts.model) if parts.loss is None else preference.make_eval_step(parts.model, parts.loss),
         state.eval_params,
@@ -294,13 +294,11 @@ def restore(
     checkpoints = [Checkpoints(workdir / "checkpoints", keep or config.checkpoint.keep) for workdir in workdirs]
     with cli.user_errors():
         restored = [found for own in checkpoints if (found := own.restore(parts.state, last)) is not None]
-    numbers = axis.stack(parts.numbers)
     if not restored:
-        return programs.init(*numbers), checkpoints, [{} for _ in workdirs]
-    states_lie = jax.tree.map(lambda x: axis.lies(x.sharding), parts.state)
-    state = jax.device_put(axis.stack([found.state for found in restored]), states_lie)
+        return programs.init(*parts.numbers), checkpoints, [{} for _ in workdirs]
+    state = jax.device_put(axis.stack([found.state for found in restored]), parts.lies)
     # The config's numbers, not the checkpoint's: the same unless the user overrides them.
-    state = state._replace(hyper=jax.device_put(numbers[2], states_lie.hyper))
+    state = state._replace(hyper=jax.device_put(parts.numbers[2], parts.lies.hyper))
     if is_first():
         print(f"resuming from step {int(np.ravel(state.step)[0])}", file=sys.stderr)
     return state, checkpoints, [found.record for found in restored]
