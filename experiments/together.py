@@ -108,7 +108,7 @@ def _train_group(
         for run, own in zip(runs, TOGETHER.split(params), strict=True):
             if run.name not in lost:
                 write_samples(run.config, folder / run.name, model, own, data)
-                drawn.append(drawing.submit(draw_losses, folder / run.name))
+                drawn.append(drawing.submit(draw_losses, run.config, folder / run.name))
         for picture in drawn:
             picture.result()
     return 0

@@ -168,7 +168,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     params = to_host(params)
     if is_first():
         write_samples(config, workdir, model, params, data)
-        draw_losses(workdir)
+        draw_losses(config, workdir)
     return 0
 
 
@@ -181,11 +181,13 @@ def write_samples(config: ConfigDict, workdir: pathlib.Path, model: Any, params:
     (workdir / "samples.txt").write_text(shown)
 
 
-def draw_losses(workdir: pathlib.Path) -> None:
+def draw_losses(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Draws the losses of a finished run, the last that it leaves."""
     from gptjax.analysis.plots import plot_losses
+    from gptjax.data.objectives import TARGETS
 
-    plot_losses(read_metrics(workdir / "metrics.jsonl"), workdir / "loss.png")
+    target = TARGETS.get(config.data.objective, "token")
+    plot_losses(read_metrics(workdir / "metrics.jsonl"), workdir / "loss.png", target)
 
 
 def start_model(config: ConfigDict, workdir: pathlib.Path, mesh: Any) -> tuple[ConfigDict, Any, Any]:
@@ -204,11 +206,13 @@ def start_model(config: ConfigDict, workdir: pathlib.Path, mesh: Any) -> tuple[C
 
 def summarize(config: ConfigDict, workdir: pathlib.Path, final: dict[str, Any]) -> None:
     """Prints the result, the samples, where the files are, and what to type next."""
+    from gptjax.data.objectives import TARGETS
     from gptjax.evaluation.perplexity import describe
 
+    target = TARGETS.get(config.data.objective, "token")
     print((workdir / "samples.txt").read_text())
     print(
-        f"step {final['step']}: validation {describe(final)}; "
+        f"step {final['step']}: validation {describe(final, target)}; "
         f"{final['train/tokens']:,} tokens in {final['time/seconds']:.0f} s"
     )
     print(f"files: {workdir} (loss.png, samples.txt, metrics.jsonl, checkpoints; tensorboard --logdir {workdir})")

@@ -13,6 +13,8 @@ SUPERVISED = ("sft", "dpo", "classification", "question_answering")
 OBJECTIVES = ("causal", "prefix", "fim", "masked", "span", "seq2seq", *SUPERVISED)
 # Those whose targets are a text, read in order (for 'fim' its three parts): bits per byte means something.
 TEXT_IN_ORDER = ("causal", "prefix", "fim", "seq2seq", "sft")
+# What the loss is an average over, where that is not a token.
+TARGETS = {"dpo": "pair", "classification": "label", "question_answering": "end"}
 NUM_SENTINELS = 100  # T5's
 _ASKED = {"classification": 1, "question_answering": 2}  # of each text: a label; an answer's first and last token
 _FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")

@@ -64,12 +64,12 @@ def _averages(sums: list[dict[str, float]], num_bytes: float) -> dict[str, float
     return results
 
 
-def describe(results: Mapping[str, float]) -> str:
-    """The results of `evaluate` as a part of a sentence."""
+def describe(results: Mapping[str, float], target: str = "token") -> str:
+    """The results of `evaluate` as a part of a sentence; `target` is one of what the loss is an average over."""
     formats = {
-        "eval/loss": "loss {:.4f} nats a token",
+        "eval/loss": "loss {:.4f} nats a " + target,
         "eval/perplexity": "perplexity {:.2f}",
-        "eval/accuracy": "{:.2%} of targets hit",
+        "eval/accuracy": "{:.2%} of " + target + "s right",
         "eval/bits_per_byte": "{:.4f} bits a byte",
     }
     return ", ".join(text.format(results[name]) for name, text in formats.items() if name in results)
