@@ -4,6 +4,7 @@ It reads the packages' files by itself, the GGUF file included, and writes what 
 """
 
 import json
+import os
 import pathlib
 import sys
 
@@ -13,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 request = json.loads(sys.argv[1])
-torch.set_num_threads(2)
+torch.set_num_threads(len(os.sched_getaffinity(0)))  # what XLA takes
 logging.disable_progress_bar()
 outputs = {}
 
