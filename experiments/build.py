@@ -319,6 +319,7 @@ def loop_settings(config: ConfigDict) -> Any:
         log_every_steps=config.train.log_every_steps,
         eval_every_steps=config.eval.every_steps,
         checkpoint_every_steps=config.checkpoint.every_steps,
+        eval_at_start=bool(config.init.model),
         max_minutes=config.train.max_minutes,
         profile_steps=profile_steps(config),
     )

@@ -113,4 +113,5 @@ class Search(Given):
 
 def _losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
     lines = read_metrics(workdir / "metrics.jsonl")
-    return [(line["step"], line["eval/loss"]) for line in lines if line.get("eval/loss") is not None]
+    evaluated = [line for line in lines if line["step"] and line.get("eval/loss") is not None]
+    return [(line["step"], line["eval/loss"]) for line in evaluated]

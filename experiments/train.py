@@ -100,10 +100,10 @@ def run(arguments: argparse.Namespace, *, writes: bool = True) -> int:
             return 128 + code
     if not writes:
         return 0
-    final = read_metrics(workdir / "metrics.jsonl")[-1]
-    summarize(config, workdir, final)
+    lines = read_metrics(workdir / "metrics.jsonl")
+    summarize(config, workdir, lines)
     environment = json.loads((workdir / "environment.json").read_text())
-    cli.write_report(arguments.json, environment, [config.seed], final)
+    cli.write_report(arguments.json, environment, [config.seed], lines[-1])
     return 0
 
 
@@ -204,13 +204,15 @@ def start_model(config: ConfigDict, workdir: pathlib.Path, mesh: Any) -> tuple[C
     return build.initial_model(config, mesh)
 
 
-def summarize(config: ConfigDict, workdir: pathlib.Path, final: dict[str, Any]) -> None:
+def summarize(config: ConfigDict, workdir: pathlib.Path, lines: list[dict[str, Any]]) -> None:
     """Prints the result, the samples, where the files are, and what to type next."""
     from gptjax.data.objectives import TARGETS
     from gptjax.evaluation.perplexity import describe
 
-    target = TARGETS.get(config.data.objective, "token")
+    target, final = TARGETS.get(config.data.objective, "token"), lines[-1]
     print((workdir / "samples.txt").read_text())
+    if lines[0]["step"] == 0:
+        print(f"step 0: validation {describe(lines[0], target)}")
     print(
         f"step {final['step']}: validation {describe(final, target)}; "
         f"{final['train/tokens']:,} tokens in {final['time/seconds']:.0f} s"

@@ -30,6 +30,7 @@ class LoopSettings(NamedTuple):
 
     Attributes:
       num_train_steps, log_every_steps, eval_every_steps, checkpoint_every_steps: in steps.
+      eval_at_start: evaluate before the first step too.
       max_minutes: stop, with the state saved, after this long; 0 for no limit.
       profile_steps: (first, last) steps to trace, or None.
     """
@@ -38,6 +39,7 @@ class LoopSettings(NamedTuple):
     log_every_steps: int
     eval_every_steps: int
     checkpoint_every_steps: int
+    eval_at_start: bool
     max_minutes: float
     profile_steps: tuple[int, int] | None
 
@@ -104,6 +106,11 @@ class Logbook:
         self.totals = Totals(**record.get("totals", {}))
         self.seen = self.totals  # at the last logged line, for the throughput since
         self.clock = time.perf_counter()
+
+    def begin(self, results: dict[str, float]) -> None:
+        """Writes what an evaluation says before the first step."""
+        if 0 not in self.writer.steps:
+            self.writer.write(0, {"train/tokens": 0, "time/seconds": 0.0, "perf/flops": 0.0} | results)
 
     def settle(self, step: int, values: dict[str, float]) -> dict[str, float]:
         """The line of a step that has ended, whose tokens it counts; refuses a loss that is not finite."""
@@ -187,6 +194,10 @@ def train(
             functions.give_up(run, error)
             del going[run]
 
+    def restart_clocks() -> None:
+        for logbook in going.values():
+            logbook.clock = time.perf_counter()  # evaluation is not training time
+
     def profile(step: int) -> None:
         """Starts or ends the trace before `step`, when the step before has ended."""
         nonlocal tracing
@@ -217,14 +228,19 @@ def train(
             with alone(run):
                 logbook.save(step, states[run], float(losses[run]), lines[run])
 
+    def begin() -> None:
+        for run, results in enumerate(functions.evaluate(state)):
+            with alone(run):
+                going[run].begin(results)
+        restart_clocks()
+
     def finish(step: int, lines: dict[int, dict[str, float]]) -> None:
         results = functools.cache(lambda: functions.evaluate(state))
         for run, line in lines.items():
             if run in going:
                 with alone(run):
                     going[run].finish(step, line, lambda run=run: results()[run])  # type: ignore[misc]
-        for logbook in going.values():
-            logbook.clock = time.perf_counter()  # evaluation is not training time
+        restart_clocks()
 
     with StopSignals() as signals:
         try:
@@ -232,6 +248,8 @@ def train(
             unwritten = {run: logbook.record.get("line") for run, logbook in going.items()}
             if lines := {run: line for run, line in unwritten.items() if line and step not in going[run].writer.steps}:
                 finish(step, lines)
+            if step == 0 and s.eval_at_start:
+                begin()
             # Asked once a step, below: a signal after the question must not end the loop before a save.
             while step < s.num_train_steps and not stop and going:
                 batch = next(batches)

@@ -84,6 +84,8 @@ def test_a_fine_tune_goes_on_exactly_without_what_it_began_with(folder, base, pa
     assert trained(stopped, tuned) == 0
     assert "resuming from step" in capsys.readouterr().err
     assert_same_run(whole, stopped, least=5)
+    begun, first = (json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()[:2])
+    assert (begun["step"], first["step"]) == (0, 1)
     # What is loaded is whole, and what was frozen is as it was.
     model, params, _ = gptjax.load(whole)
     before = gptjax.load(base).params
@@ -100,10 +102,9 @@ def test_a_fine_tune_goes_on_exactly_without_what_it_began_with(folder, base, pa
         sizes = [sum(f.stat().st_size for f in (whole / "checkpoints" / n).rglob("*")) for n in ("6/params", "frozen")]
         assert sizes[0] < sizes[1]
     else:
-        line = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
-        assert line["train/loss"] == pytest.approx(np.log(2), rel=1e-5) and line["train/margin"] == pytest.approx(
-            0, abs=1e-5
-        )
+        for line, split in ((begun, "eval"), (first, "train")):
+            assert line[f"{split}/loss"] == pytest.approx(np.log(2), rel=1e-5)
+            assert line[f"{split}/margin"] == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["classification", "question_answering"])
