@@ -185,11 +185,15 @@ def time_both(sides: Sides, rounds: int) -> dict[str, float]:
 
 
 def compare_runs(sides: Sides, num_seeds: int) -> dict[str, float]:
-    """What whole runs of both sides reach on held-out examples, by the same evaluation."""
+    """What whole runs of both sides reach on held-out examples, by the same evaluation.
+
+    The interval of the difference is one over seeds, paired; of one seed, over examples.
+    """
     from gptjax.analysis.statistics import mean_interval
     from gptjax.data.corpora import open_corpus
     from gptjax.evaluation.task_files import of_records
     from gptjax.evaluation.tasks import Subject, run_task
+    from gptjax.evaluation.text_metrics import bootstrap
     from gptjax.finetuning import lora
     from gptjax.loading import Loaded, load
     from gptjax.platform import cache_dir
@@ -200,6 +204,7 @@ def compare_runs(sides: Sides, num_seeds: int) -> dict[str, float]:
     task = of_records("validation", d.objective, corpus.splits["validation"]())
     wanted = ("accuracy",) if task.kind == "classify" else ("exact_match", "f1")
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in wanted}
+    of_examples: dict[str, Any] = {}
     for seed in range(num_seeds):
         sides.start(seed, num_steps, dropout=True)
         seconds = [train(0, num_steps)[1] for train in (sides.ours, sides.theirs)]
@@ -211,6 +216,7 @@ def compare_runs(sides: Sides, num_seeds: int) -> dict[str, float]:
         for name in wanted:
             ours, theirs = (result[name].value(result[name].rows) for result in results)
             scores[name].append((ours, theirs))
+            of_examples[name] = bootstrap(*(result[name] for result in results))
             print(
                 f"seed {seed}, {num_steps} steps: {name} {ours:.4f} after {seconds[0]:.0f} s, Transformers {theirs:.4f} "
                 f"after {seconds[1]:.0f} s",
@@ -219,10 +225,11 @@ def compare_runs(sides: Sides, num_seeds: int) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name, values in scores.items():
         ours, theirs = np.mean(values, axis=0)
-        difference = mean_interval(np.subtract(*np.transpose(values)))
+        over = f"{num_seeds} seeds" if num_seeds > 1 else f"{len(task.examples)} examples"
+        difference = mean_interval(np.subtract(*np.transpose(values))) if num_seeds > 1 else of_examples[name]
         print(
-            f"{name}: {ours:.4f}, Transformers {theirs:.4f}; difference {difference.mean:+.4f}, 95 % interval over "
-            f"{num_seeds} seeds {difference.low:+.4f} to {difference.high:+.4f}"
+            f"{name}: {ours:.4f}, Transformers {theirs:.4f}; difference {ours - theirs:+.4f}, 95 % interval over "
+            f"{over} {difference.low:+.4f} to {difference.high:+.4f}"
         )
         metrics |= {f"{name}/gptjax": float(ours), f"{name}/Transformers": float(theirs)}
         metrics |= {f"{name}/low": float(difference.low), f"{name}/high": float(difference.high)}
