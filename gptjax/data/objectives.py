@@ -124,7 +124,7 @@ def make_objective(
         return functools.partial(of_the_whole, shape=shape)
     ids = np.array([tokenizer.special_id(name) for name in special_tokens(objective.name)], np.int32)
     if objective.name == "fim":
-        return functools.partial(fim, rate=objective.fim_rate, fim_ids=ids, eos_id=tokenizer.eos_id)
+        return functools.partial(fim, rate=objective.fim_rate, fim_ids=ids, tokenizer=tokenizer)
     if objective.name == "masked":
         return functools.partial(
             masked,
@@ -186,37 +186,50 @@ def infill_ids(tokenizer: Tokenizer, prefix: str, suffix: str) -> np.ndarray:
     return np.concatenate([[marks[0]], before, [marks[1]], after, [marks[2]]]).astype(np.int32)
 
 
-def fim(row: np.ndarray, rng: np.random.Generator, *, rate: float, fim_ids: np.ndarray, eos_id: int) -> Example:
+def fim(
+    row: np.ndarray, rng: np.random.Generator, *, rate: float, fim_ids: np.ndarray, tokenizer: Tokenizer
+) -> Example:
     """Predicts document pieces of which some have the middle moved to the end (Bavarian et al., 2022, arXiv:2207.14255).
 
-    A rearranged piece is cut at two random tokens and written, one way as likely as the other, as
+    A rearranged piece is cut at two random characters, its three parts are encoded by themselves, as a prompt's are, and
+    written, one way as likely as the other, as
 
         PSM   <prefix> prefix <suffix> suffix <middle> middle eos
         SPM   <prefix> <suffix> suffix <middle> prefix middle eos       (the paper's SPMv2)
 
     behind the eos that opens a document, where the piece has that. To keep the row's length, a piece loses the last three
-    tokens of its text, and one that the row's end cuts off its last target too, for the eos. Pieces of three tokens or
-    less stay as they are. Unlike the paper's, cuts are between tokens, not characters.
+    tokens of its text, one that the row's end cuts off its last target too, for the eos, and whatever more the cuts make
+    of it: the end of the suffix, then the start of the prefix, then the end of the middle, which ends the text by then.
+    What is short of the length is not predicted. Pieces of three tokens or less stay as they are.
 
     Args:
       rate: the share of pieces to rearrange.
       fim_ids: of <prefix>, <suffix> and <middle>.
-      eos_id: the end of a document.
+      tokenizer: of the row.
     """
     inputs, targets, segment_ids, positions = row.copy()
+    is_predicted = segment_ids > 0
     pre, suf, mid = fim_ids
     bounds = list(_pieces(segment_ids))
     for (start, end), (chance, order, *cuts) in zip(bounds, rng.random((len(bounds), 4)), strict=True):
-        first = start + (inputs[start] == eos_id)
-        length = end - first - 3
-        if chance >= rate or length < 1:
+        first = start + (inputs[start] == tokenizer.eos_id)
+        room = end - first - 3
+        if chance >= rate or room < 1:
             continue
-        text = inputs[first : first + length]
-        a, b = sorted(int(cut * (length + 1)) for cut in cuts)
-        parts = (text[:a], [suf], text[b:], [mid]) if order < 0.5 else ([suf], text[b:], [mid], text[:a])
-        inputs[first:end] = np.concatenate([[pre], *parts, text[a:b]])
-        targets[start:end] = np.append(inputs[start + 1 : end], eos_id)
-    return _example(inputs, targets, segment_ids, positions, segment_ids > 0)
+        # Without the halves of characters that the ends of a row leave.
+        text = tokenizer.decode(inputs[first : first + room], skip_special_tokens=False).strip("\ufffd")
+        a, b = sorted(int(cut * (len(text) + 1)) for cut in cuts)
+        prefix, middle, suffix = (tokenizer.encode(part) for part in (text[:a], text[a:b], text[b:]))
+        middle = middle[:room]
+        prefix = prefix[max(0, len(prefix) + len(middle) - room) :]
+        suffix = suffix[: room - len(middle) - len(prefix)]
+        parts = (prefix, [suf], suffix, [mid]) if order < 0.5 else ([suf], suffix, [mid], prefix)
+        written = np.concatenate([[pre], *parts, middle])
+        inputs[first:end] = tokenizer.eos_id
+        inputs[first : first + len(written)] = written
+        targets[start:end] = np.append(inputs[start + 1 : end], tokenizer.eos_id)
+        is_predicted[first + len(written) : end] = False
+    return _example(inputs, targets, segment_ids, positions, is_predicted)
 
 
 def masked(

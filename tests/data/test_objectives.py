@@ -19,6 +19,7 @@ from gptjax.data.objectives import (
     Example,
     Objective,
     decoder_start,
+    infill_ids,
     make_objective,
     special_tokens,
     target_len,
@@ -172,31 +173,47 @@ def test_fim_can_be_undone(rate: float) -> None:
     pre, suf, mid = (tokenizer.special_id(name) for name in special_tokens("fim"))
     rows = rows_of(tokenizer)
     orders = {"PSM": 0, "SPM": 0, "plain": 0}
+    sizes, prompted, inside_tokens = [], 0, 0
     for example, row in zip(apply(Objective("fim", fim_rate=rate), tokenizer, rows), rows, strict=True):
         for key, value in zip(("segment_ids", "positions"), row[2:], strict=True):
             np.testing.assert_array_equal(example[key], value)
-        np.testing.assert_array_equal(example["loss_weights"], row[2] > 0)
+        assert not example["loss_weights"][row[2] == 0].any()
         for piece in pieces(row[2]):
             inputs, targets, was = example["inputs"][piece], example["targets"][piece], row[0][piece]
             np.testing.assert_array_equal(inputs[1:], targets[:-1])
+            length = int(example["loss_weights"][piece].sum())
+            np.testing.assert_array_equal(example["loss_weights"][piece], np.arange(len(piece)) < length)
             if pre not in inputs:
                 np.testing.assert_array_equal(inputs, was)
                 np.testing.assert_array_equal(targets, row[1][piece])
+                assert length == len(piece)
                 orders["plain"] += len(piece) > 4
                 continue
             opening = was[:1] if was[0] == tokenizer.eos_id else was[:0]
-            tokens = [*inputs, targets[-1]][len(opening) :]
+            tokens = [*inputs[:length], targets[length - 1]][len(opening) :]
             assert tokens[0] == pre and tokens[-1] == tokenizer.eos_id
             s, m = tokens.index(suf), tokens.index(mid)
-            middle, suffix = tokens[m + 1 : -1], tokens[s + 1 : m]
-            text = tokens[1:s] + middle + suffix  # in both orders, as the prefix is in the middle's place or its own
-            np.testing.assert_array_equal([*opening, *text], was[:-3])
-            orders["SPM" if s == 1 and m - s > 1 else "PSM"] += 1
+            parts = tokens[1:s], tokens[m + 1 : -1], tokens[s + 1 : m]
+            before, middle, after = (tokenizer.decode(part) for part in parts)
+            # In both orders, as the prefix is in the middle's place or its own; a character in two parts is lost.
+            text, original = before + middle + after, tokenizer.decode(was[len(opening) : -3]).strip("\ufffd")
+            assert text.strip("\ufffd") in original
+            sizes.append((len(text), len(original)))
+            is_spm = s == 1 and m - s > 1
+            orders["SPM" if is_spm else "PSM"] += 1
+            if original.startswith(before + middle) and not is_spm:  # as one who asks for the middle writes it
+                prompted += 1
+                asked = infill_ids(tokenizer, before, original[len(before + middle) :])
+                np.testing.assert_array_equal(tokens[:m], asked[:m])
+                inside_tokens += not np.array_equal(tokens[1:s], tokenizer.encode(original)[: s - 1])
     total = sum(orders.values())
     assert_rate(orders["plain"], total, 1 - rate) if 0 < rate < 1 else None
     assert (orders["plain"] == total) == (rate == 0) and (orders["plain"] == 0) == (rate == 1)
     if rate:
         assert_rate(orders["SPM"], orders["PSM"] + orders["SPM"], 0.5)
+        kept, had = np.sum(sizes, axis=0)
+        assert 0.9 * had < kept < had  # a cut costs a token or two, of pieces of forty
+        assert prompted > 100 * rate and inside_tokens > prompted / 4
 
 
 def undo_span(tokenizer: Tokenizer, source: np.ndarray, target: np.ndarray) -> list[int]:
