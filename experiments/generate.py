@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--step", type=int, help="which checkpoint of a workdir; the best, if not given")
     parser.add_argument("--prompt", metavar="TEXT", help="what the text begins with")
     parser.add_argument("--suffix", metavar="TEXT", help="what follows it, for a model trained with objective 'fim'")
+    parser.add_argument("--suffix_first", action="store_true", help="let the model read --suffix before --prompt")
     parser.add_argument(
         "--prompts", metavar="FILE", help="a prompt a line: text, or in .jsonl an object's field `prompt`"
     )
@@ -92,6 +93,8 @@ def check(parser: cli.Parser, a: argparse.Namespace) -> None:
         parser.error(f"only one of {', '.join(name for name, given in ways.items() if given)} can be given")
     if a.suffix is not None and (a.prompts or a.interactive):
         parser.error("--suffix goes with --prompt")
+    if a.suffix_first and a.suffix is None:
+        parser.error("--suffix_first goes with --suffix")
     if a.output is not None and not a.prompts:
         parser.error("--output goes with --prompts")
     if a.output is not None and pathlib.Path(a.output).exists():
@@ -191,7 +194,7 @@ def prompt_of(w: Writer, text: str) -> np.ndarray:
     from gptjax.data.objectives import infill_ids
 
     if w.arguments.suffix is not None:
-        return infill_ids(w.tokenizer, text, w.arguments.suffix)
+        return infill_ids(w.tokenizer, text, w.arguments.suffix, suffix_first=w.arguments.suffix_first)
     ids = w.tokenizer.encode_with_specials(text).ids
     return ids if len(ids) else np.array([w.tokenizer.eos_id])  # GPT-2's tokenizer puts nothing before a text
 

@@ -173,8 +173,11 @@ def prefix(row: np.ndarray, rng: np.random.Generator) -> Example:
     return example | {"prefix": is_real & (positions < prefix_len)}
 
 
-def infill_ids(tokenizer: Tokenizer, prefix: str, suffix: str) -> np.ndarray:
+def infill_ids(tokenizer: Tokenizer, prefix: str, suffix: str, *, suffix_first: bool = False) -> np.ndarray:
     """The ids, int32 [T], that ask a model trained with `fim` for what is between two texts.
+
+    With `suffix_first` in the order SPM, where the middle goes on right behind the prefix: small models do better so, and
+    others may know PSM alone.
 
     Raises:
       ValueError: the tokenizer has no tokens for that.
@@ -183,7 +186,8 @@ def infill_ids(tokenizer: Tokenizer, prefix: str, suffix: str) -> np.ndarray:
     if None in marks:
         raise ValueError("the tokenizer has no tokens for filling in the middle, so no suffix can be given")
     before, after = tokenizer.encode_batch([prefix, suffix])
-    return np.concatenate([[marks[0]], before, [marks[1]], after, [marks[2]]]).astype(np.int32)
+    parts = ([marks[1]], after, [marks[2]], before) if suffix_first else (before, [marks[1]], after, [marks[2]])
+    return np.concatenate([[marks[0]], *parts]).astype(np.int32)
 
 
 def fim(

@@ -179,11 +179,16 @@ def _generate(task: Task, subject: Subject, settings: Settings) -> Result:
 
 
 def _infill(task: Task, subject: Subject, settings: Settings) -> Result:
-    """The rest of a line, between what stands before and after; before it alone where a model knows no other way."""
-    texts, num_cut = _continue(task, subject, settings, 64)
-    hits = [text[0] == example["middle"] for text, example in zip(texts, task.examples, strict=True)]
-    samples = [{**e, "output": t[0], "hit": hit} for e, t, hit in zip(task.examples, texts, hits, strict=True)]
-    return Result({"exact_match": measure.mean(hits)}, samples, num_cut)
+    """The rest of a line, asked for with what stands before it first, then with what stands behind it first.
+
+    Of a model that cannot be asked, given what stands before it alone.
+    """
+    metrics, samples = {}, list(task.examples)
+    for name, suffix_first in (("prefix_first", False), ("suffix_first", True)):
+        texts, num_cut = _continue(task, subject, settings, 64, suffix_first=suffix_first)
+        samples = [sample | {name: text[0]} for sample, text in zip(samples, texts, strict=True)]
+        metrics[f"exact_match_{name}"] = measure.mean([sample[name] == sample["middle"] for sample in samples])
+    return Result(metrics, samples, num_cut)
 
 
 def _code(task: Task, subject: Subject, settings: Settings) -> Result:
@@ -212,7 +217,9 @@ def _code(task: Task, subject: Subject, settings: Settings) -> Result:
     return Result(metrics, samples, num_cut)
 
 
-def _continue(task: Task, subject: Subject, settings: Settings, max_new_tokens: int) -> tuple[list[list[str]], int]:
+def _continue(
+    task: Task, subject: Subject, settings: Settings, max_new_tokens: int, *, suffix_first: bool = False
+) -> tuple[list[list[str]], int]:
     """The model's texts for each prompt, up to where they are to end; and how many prompts were cut."""
     model, params, tokenizer = subject.loaded
     new_tokens = settings.max_new_tokens or max_new_tokens
@@ -224,7 +231,7 @@ def _continue(task: Task, subject: Subject, settings: Settings, max_new_tokens: 
             ids = prompt_ids(tokenizer, example["messages"])
         elif task.kind == "infill":
             try:
-                ids = infill_ids(tokenizer, example["prefix"], example["suffix"])
+                ids = infill_ids(tokenizer, example["prefix"], example["suffix"], suffix_first=suffix_first)
             except ValueError:
                 ids = tokenizer.encode(example["prefix"])
         else:

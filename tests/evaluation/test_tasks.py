@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import cli, evaluate
+from gptjax.data.objectives import special_tokens
 from gptjax.data.tokenizers import build_tokenizer
 from gptjax.evaluation import tasks
 from gptjax.evaluation.likelihood import Request, log_likelihoods
@@ -174,6 +175,29 @@ def test_code(gpt, monkeypatch):
     assert [s["passed"] for s in result.samples] == [True, True, False, False, False, False]
     assert value(result, "pass@1") == pytest.approx(2 / 6) and result.metrics.keys() == {"pass@1"}
     assert "AssertionError" in result.samples[2]["printed"]
+
+
+def test_middles_are_asked_for_in_both_orders(gpt, monkeypatch):
+    example = {"prefix": "a = ", "suffix": "\nb", "middle": "1"}
+    model, params, plain = gpt.loaded
+    specials = special_tokens("fim")
+    tokenizer = build_tokenizer("byte", documents=lambda: iter(()), vocab_size=0, special_tokens=specials)
+    asked = []
+
+    def generate(self, prompts, **rest):
+        asked.append(tokenizer.decode(prompts[0], skip_special_tokens=False))
+        return [plain.encode("1\n2" if "<|fim_suffix|>\nb" in asked[-1] and asked[-1].endswith("a = ") else "2")]
+
+    monkeypatch.setattr(tasks.Engine, "generate", generate)
+    result = run_task(Task("t", "infill", [example]), gpt, Settings())
+    assert asked == ["a = "] * 2  # a model that knows no middles
+    result = run_task(Task("t", "infill", [example]), Subject(Loaded(model, params, tokenizer), FACTS), Settings())
+    assert asked[2:] == [
+        "<|fim_prefix|>a = <|fim_suffix|>\nb<|fim_middle|>",
+        "<|fim_prefix|><|fim_suffix|>\nb<|fim_middle|>a = ",
+    ]
+    assert result.samples == [example | {"prefix_first": "2", "suffix_first": "1"}]
+    assert [value(result, f"exact_match_{order}_first") for order in ("prefix", "suffix")] == [0, 1]
 
 
 def test_classes_and_numbers():
