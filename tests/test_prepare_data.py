@@ -68,7 +68,7 @@ def test_middles_are_the_ends_of_lines():
         assert e["suffix"].startswith("\n") and e["middle"].strip()
     # A model that was not trained to fill in goes on from what stands before.
     result = run_task(Task("t", "infill", examples[:2]), subject(max_seq_len=512))
-    assert [s["hit"] for s in result.samples] == [s["output"] == s["middle"] for s in result.samples]
+    assert [s["prefix_first"] for s in result.samples] == [s["suffix_first"] for s in result.samples]
 
 
 def test_bad_input(tmp_path, capsys):
