@@ -193,7 +193,7 @@ def compare_runs(sides: Sides, num_seeds: int) -> dict[str, float]:
     from gptjax.data.corpora import open_corpus
     from gptjax.evaluation.task_files import of_records
     from gptjax.evaluation.tasks import Subject, run_task
-    from gptjax.evaluation.text_metrics import bootstrap
+    from gptjax.evaluation.text_metrics import Measurement, bootstrap
     from gptjax.finetuning import lora
     from gptjax.loading import Loaded, load
     from gptjax.platform import cache_dir
@@ -203,8 +203,11 @@ def compare_runs(sides: Sides, num_seeds: int) -> dict[str, float]:
     corpus = open_corpus(**{name: d[name] for name in names}, as_records=True, cache_dir=cache_dir() / "data")
     task = of_records("validation", d.objective, corpus.splits["validation"]())
     wanted = ("accuracy",) if task.kind == "classify" else ("exact_match", "f1")
-    scores: dict[str, list[tuple[float, float]]] = {name: [] for name in wanted}
-    of_examples: dict[str, Any] = {}
+    measured: dict[str, list[list[Measurement]]] = {name: [] for name in wanted}
+
+    def values(pair: list[Measurement]) -> list[float]:
+        return [one.value(one.rows) for one in pair]
+
     for seed in range(num_seeds):
         sides.start(seed, num_steps, dropout=True)
         seconds = [train(0, num_steps)[1] for train in (sides.ours, sides.theirs)]
@@ -214,25 +217,26 @@ def compare_runs(sides: Sides, num_seeds: int) -> dict[str, float]:
         tuned = Loaded(sides.model, lora.merge(sides.state.model_params), sides.data.tokenizer), load(folder)
         results = [run_task(task, Subject(one, {"config": {}, "generation_config": {}})).metrics for one in tuned]
         for name in wanted:
-            ours, theirs = (result[name].value(result[name].rows) for result in results)
-            scores[name].append((ours, theirs))
-            of_examples[name] = bootstrap(*(result[name] for result in results))
+            measured[name].append([result[name] for result in results])
+            ours, theirs = values(measured[name][-1])
             print(
                 f"seed {seed}, {num_steps} steps: {name} {ours:.4f} after {seconds[0]:.0f} s, Transformers {theirs:.4f} "
                 f"after {seconds[1]:.0f} s",
                 flush=True,
             )
     metrics: dict[str, float] = {}
-    for name, values in scores.items():
-        ours, theirs = np.mean(values, axis=0)
-        over = f"{num_seeds} seeds" if num_seeds > 1 else f"{len(task.examples)} examples"
-        difference = mean_interval(np.subtract(*np.transpose(values))) if num_seeds > 1 else of_examples[name]
+    for name, of_seeds in measured.items():
+        ours, theirs = np.mean(scores := [values(pair) for pair in of_seeds], axis=0)
+        if num_seeds > 1:
+            over, (_, low, high) = f"{num_seeds} seeds", mean_interval(np.subtract(*np.transpose(scores)))
+        else:
+            over, (_, low, high, _) = f"{len(task.examples)} examples", bootstrap(*of_seeds[0])
         print(
             f"{name}: {ours:.4f}, Transformers {theirs:.4f}; difference {ours - theirs:+.4f}, 95 % interval over "
-            f"{over} {difference.low:+.4f} to {difference.high:+.4f}"
+            f"{over} {low:+.4f} to {high:+.4f}"
         )
         metrics |= {f"{name}/gptjax": float(ours), f"{name}/Transformers": float(theirs)}
-        metrics |= {f"{name}/low": float(difference.low), f"{name}/high": float(difference.high)}
+        metrics |= {f"{name}/low": float(low), f"{name}/high": float(high)}
     return metrics
 
 

@@ -4,7 +4,6 @@ Each line on stdin is answered by one: an object starts a run, [first, last] tra
 """
 
 import json
-import os
 import sys
 import time
 
@@ -80,7 +79,6 @@ class Run:
         (self.model.merge_and_unload() if self.request["adapter"] else self.model).save_pretrained(folder)
 
 
-torch.set_num_threads(len(os.sched_getaffinity(0)))  # what XLA takes
 logging.disable_progress_bar()
 logging.set_verbosity_error()
 run = None

@@ -1,7 +1,6 @@
 """Hugging Face's side of `benchmarks.generate`; runs in .venv-referee, which has torch and transformers but not gptjax."""
 
 import json
-import os
 import sys
 import time
 
@@ -11,7 +10,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 def main(dtype, sizes):
     """Answers each line [batch, context, new] with the seconds that `generate` takes."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # what XLA takes
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=sizes["vocab_size"],

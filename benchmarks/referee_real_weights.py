@@ -4,7 +4,6 @@ It reads the packages' files by itself, the GGUF file included, and writes what 
 """
 
 import json
-import os
 import pathlib
 import sys
 
@@ -14,7 +13,6 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 request = json.loads(sys.argv[1])
-torch.set_num_threads(len(os.sched_getaffinity(0)))  # what XLA takes
 logging.disable_progress_bar()
 outputs = {}
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import resource
 import sys
 import time
@@ -67,7 +66,6 @@ def hugging_face(sizes):
 
 def main():
     system, sizes = sys.argv[1], json.loads(sys.argv[2])
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # what XLA takes
     torch.manual_seed(0)
     model, loss_of = hugging_face(sizes) if system == "hf" else (lambda m: (m, m))(PlainGPT(sizes))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
