@@ -173,19 +173,25 @@ def _generate(task: Task, subject: Subject, settings: Settings) -> Result:
     names = settings.metrics or _GENERATION_METRICS
     for name in names:
         measure.text_metric(name, references[0][:1], references[:1])  # says before the work what it refuses
-    texts, num_cut = _continue(task, subject, settings, 128)
+    texts, num_cut = _continue(task, subject, settings, 128, _prompts(task, subject))
     metrics = {name: measure.text_metric(name, [t[0] for t in texts], references) for name in names}
     return Result(metrics, [{**e, "output": t[0]} for e, t in zip(task.examples, texts, strict=True)], num_cut)
 
 
 def _infill(task: Task, subject: Subject, settings: Settings) -> Result:
-    """The rest of a line, asked for with what stands before it first, then with what stands behind it first.
+    """The rest of a line, asked for in both orders; a model that cannot be asked is given what stands before it."""
+    tokenizer = subject.loaded.tokenizer
 
-    Of a model that cannot be asked, given what stands before it alone.
-    """
+    def asked(example: dict[str, Any], suffix_first: bool) -> np.ndarray:
+        try:
+            return infill_ids(tokenizer, example["prefix"], example["suffix"], suffix_first=suffix_first)
+        except ValueError:
+            return tokenizer.encode(example["prefix"])
+
     metrics, samples = {}, list(task.examples)
     for name, suffix_first in (("prefix_first", False), ("suffix_first", True)):
-        texts, num_cut = _continue(task, subject, settings, 64, suffix_first=suffix_first)
+        prompts = [asked(example, suffix_first) for example in task.examples]
+        texts, num_cut = _continue(task, subject, settings, 64, prompts)
         samples = [sample | {name: text[0]} for sample, text in zip(samples, texts, strict=True)]
         metrics[f"exact_match_{name}"] = measure.mean([sample[name] == sample["middle"] for sample in samples])
     return Result(metrics, samples, num_cut)
@@ -194,7 +200,7 @@ def _infill(task: Task, subject: Subject, settings: Settings) -> Result:
 def _code(task: Task, subject: Subject, settings: Settings) -> Result:
     """Programs that pass their tests, in a sandbox."""
     sandbox.run("")  # refuses before the work
-    texts, num_cut = _continue(task, subject, settings, 512)
+    texts, num_cut = _continue(task, subject, settings, 512, _prompts(task, subject))
 
     def passes(example: dict[str, Any], text: str) -> tuple[bool, str]:
         done = secrets.token_hex()  # a program that exits before its tests has not passed them
@@ -217,27 +223,29 @@ def _code(task: Task, subject: Subject, settings: Settings) -> Result:
     return Result(metrics, samples, num_cut)
 
 
+def _prompts(task: Task, subject: Subject) -> list[np.ndarray]:
+    """The ids of the examples' conversations or prompts."""
+    tokenizer, prompts = subject.loaded.tokenizer, []
+    for example in task.examples:
+        if "messages" in example:
+            prompts.append(prompt_ids(tokenizer, example["messages"]))
+            continue
+        # Byte-level tokenizers write the end of a line with the next one's indentation.
+        prompt = example["prompt"].rstrip() if task.kind == "code" else example["prompt"]
+        prompts.append(tokenizer.encode_with_specials(prompt).ids)
+    return prompts
+
+
 def _continue(
-    task: Task, subject: Subject, settings: Settings, max_new_tokens: int, *, suffix_first: bool = False
+    task: Task, subject: Subject, settings: Settings, max_new_tokens: int, asked: Sequence[np.ndarray]
 ) -> tuple[list[list[str]], int]:
-    """The model's texts for each prompt, up to where they are to end; and how many prompts were cut."""
+    """The model's texts for each of the prompts `asked`, up to where they are to end; and how many were cut."""
     model, params, tokenizer = subject.loaded
     new_tokens = settings.max_new_tokens or max_new_tokens
     is_decoder = not isinstance(model, EncoderDecoder)
     room = model.config.max_seq_len - (min(new_tokens, model.config.max_seq_len // 2) if is_decoder else 0)
     prompts = []
-    for example in task.examples:
-        if "messages" in example:
-            ids = prompt_ids(tokenizer, example["messages"])
-        elif task.kind == "infill":
-            try:
-                ids = infill_ids(tokenizer, example["prefix"], example["suffix"], suffix_first=suffix_first)
-            except ValueError:
-                ids = tokenizer.encode(example["prefix"])
-        else:
-            # Byte-level tokenizers write the end of a line with the next one's indentation.
-            prompt = example["prompt"].rstrip() if task.kind == "code" else example["prompt"]
-            ids = tokenizer.encode_with_specials(prompt).ids
+    for ids in asked:
         if not is_decoder and (not len(ids) or ids[-1] != tokenizer.eos_id):
             ids = np.append(ids, tokenizer.eos_id)
         prompts.append(ids if len(ids) else document_start(tokenizer))
