@@ -21,7 +21,7 @@ from tqdm import tqdm
 from experiments import build, cli
 from gptjax import platform
 from gptjax.array_types import Params
-from gptjax.data.objectives import TARGETS
+from gptjax.data.objectives import loss_unit
 from gptjax.data.pipeline import empty_batch, eval_batches, target_bytes, train_batches
 from gptjax.distributed.processes import data_share, is_first, make_vote, to_global, to_host
 from gptjax.distributed.sharding import batch_sharding, path_of, tree_shardings
@@ -331,7 +331,7 @@ def evaluate(config: ConfigDict, data: Any, eval_step: Any, params: Any, put: An
             max_batches=config.eval.max_batches or None,
         )
         results = perplexity.evaluate(eval_step, params, batches, target_bytes(data), put)
-    if config.data.objective in TARGETS:
+    if loss_unit(config.data.objective) != "token":
         for result in results:
             del result["eval/perplexity"]  # there are no tokens to be perplexed by
     return results

@@ -184,10 +184,9 @@ def write_samples(config: ConfigDict, workdir: pathlib.Path, model: Any, params:
 def draw_losses(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Draws the losses of a finished run, the last that it leaves."""
     from gptjax.analysis.plots import plot_losses
-    from gptjax.data.objectives import TARGETS
+    from gptjax.data.objectives import loss_unit
 
-    target = TARGETS.get(config.data.objective, "token")
-    plot_losses(read_metrics(workdir / "metrics.jsonl"), workdir / "loss.png", target)
+    plot_losses(read_metrics(workdir / "metrics.jsonl"), workdir / "loss.png", loss_unit(config.data.objective))
 
 
 def start_model(config: ConfigDict, workdir: pathlib.Path, mesh: Any) -> tuple[ConfigDict, Any, Any]:
@@ -206,15 +205,15 @@ def start_model(config: ConfigDict, workdir: pathlib.Path, mesh: Any) -> tuple[C
 
 def summarize(config: ConfigDict, workdir: pathlib.Path, lines: list[dict[str, Any]]) -> None:
     """Prints the result, the samples, where the files are, and what to type next."""
-    from gptjax.data.objectives import TARGETS
+    from gptjax.data.objectives import loss_unit
     from gptjax.evaluation.perplexity import describe
 
-    target, final = TARGETS.get(config.data.objective, "token"), lines[-1]
+    unit, final = loss_unit(config.data.objective), lines[-1]
     print((workdir / "samples.txt").read_text())
     if lines[0]["step"] == 0:
-        print(f"step 0: validation {describe(lines[0], target)}")
+        print(f"step 0: validation {describe(lines[0], unit)}")
     print(
-        f"step {final['step']}: validation {describe(final, target)}; "
+        f"step {final['step']}: validation {describe(final, unit)}; "
         f"{final['train/tokens']:,} tokens in {final['time/seconds']:.0f} s"
     )
     print(f"files: {workdir} (loss.png, samples.txt, metrics.jsonl, checkpoints; tensorboard --logdir {workdir})")

@@ -14,13 +14,13 @@ if TYPE_CHECKING:  # every training run draws its loss, and need not wait for wh
     from gptjax.analysis.scaling import ScalingLaw
 
 
-def plot_losses(lines: list[dict[str, Any]], path: pathlib.Path, target: str = "token") -> None:
+def plot_losses(lines: list[dict[str, Any]], path: pathlib.Path, unit: str = "token") -> None:
     """Draws training and validation loss against steps into a PNG.
 
     Args:
       lines: of a `metrics.jsonl`.
       path: the file to write.
-      target: one of what the losses are an average over.
+      unit: what the losses are an average over.
     """
     from matplotlib.figure import Figure  # slow to import, and the object interface needs no display
 
@@ -30,7 +30,7 @@ def plot_losses(lines: list[dict[str, Any]], path: pathlib.Path, target: str = "
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=name, marker=marker)
-    axes.set(xlabel="step", ylabel=f"loss (nats a {target})")
+    axes.set(xlabel="step", ylabel=f"loss (nats a {unit})")
     axes.grid(alpha=0.3)
     axes.legend()
     _write(figure, path)

@@ -13,8 +13,6 @@ SUPERVISED = ("sft", "dpo", "classification", "question_answering")
 OBJECTIVES = ("causal", "prefix", "fim", "masked", "span", "seq2seq", *SUPERVISED)
 # Those whose targets are a text, read in order (for 'fim' its three parts): bits per byte means something.
 TEXT_IN_ORDER = ("causal", "prefix", "fim", "seq2seq", "sft")
-# What the loss is an average over, where that is not a token.
-TARGETS = {"dpo": "pair", "classification": "label", "question_answering": "end"}
 NUM_SENTINELS = 100  # T5's
 _ASKED = {"classification": 1, "question_answering": 2}  # of each text: a label; an answer's first and last token
 _FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
@@ -50,6 +48,11 @@ class Objective(NamedTuple):
     def num_fields(self) -> int:
         """How many a packed row has."""
         return 7 if self.name == "seq2seq" else 5 if self.name in SUPERVISED else 4
+
+
+def loss_unit(name: str) -> str:
+    """What the loss of an objective is an average over, in a word."""
+    return {"dpo": "pair", "classification": "label", "question_answering": "end"}.get(name, "token")
 
 
 def special_tokens(name: str) -> tuple[str, ...]:

@@ -64,12 +64,12 @@ def _averages(sums: list[dict[str, float]], num_bytes: float) -> dict[str, float
     return results
 
 
-def describe(results: Mapping[str, float], target: str = "token") -> str:
-    """The results of `evaluate` as a part of a sentence; `target` is one of what the loss is an average over."""
+def describe(results: Mapping[str, float], unit: str = "token") -> str:
+    """The results of `evaluate` as a part of a sentence; `unit` is what the loss is an average over."""
     formats = {
-        "eval/loss": "loss {:.4f} nats a " + target,
+        "eval/loss": "loss {:.4f} nats a " + unit,
         "eval/perplexity": "perplexity {:.2f}",
-        "eval/accuracy": "{:.2%} of " + target + "s right",
+        "eval/accuracy": "{:.2%} of " + unit + "s right",
         "eval/bits_per_byte": "{:.4f} bits a byte",
     }
     return ", ".join(text.format(results[name]) for name, text in formats.items() if name in results)

@@ -9,7 +9,7 @@ import pytest
 import gptjax
 from experiments import cli, evaluate, preview_data, train
 from gptjax import workdir
-from gptjax.data.objectives import TARGETS
+from gptjax.data.objectives import loss_unit
 from tests.runs import assert_same_run
 
 SMALL = {
@@ -121,7 +121,7 @@ def test_what_is_said_of_held_out_texts_is_what_training_saw(folder, base, capsy
     run = folder / objective
     assert trained(run, TUNED | data | own | {"data.objective": objective, "init.model": base}) == 0
     said = capsys.readouterr().out
-    assert f"nats a {TARGETS[objective]}" in said and f"% of {TARGETS[objective]}s right" in said
+    assert f"nats a {loss_unit(objective)}" in said and f"% of {loss_unit(objective)}s right" in said
     assert evaluate.main(["--model", str(run), "--json", str(run / "report.json")]) == 0
     assert "perplexity" not in capsys.readouterr().out
     metrics = json.loads((run / "report.json").read_text())["metrics"]
