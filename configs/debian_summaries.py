@@ -9,8 +9,11 @@ Command:   apt-get -o Acquire::Languages=en update
 Paper:     Radford et al., 2019 (the model); Lin, 2004 (ROUGE); the first sentence, which prepare_data
            scores, is a baseline as in See et al., 2017, arXiv:1704.04368
 Data:      Debian 12, main: descriptions of 200 characters and more, the first 1,000; what begins alike is in one split
-Hardware:  2 CPU cores (AMD EPYC, Zen 5)
-Result:    to be measured
+Hardware:  one CPU core of an Intel Xeon (AMX), the other at other work: 107 min, in two parts
+Result:    seed 0, all 2,322 of the test split: ROUGE-1 26.7 (25.9 to 27.5), ROUGE-2 8.3 (7.7 to 9.0), ROUGE-L 24.2 (23.4 to
+           24.9), by the checkpoint of least loss, of step 1,500; the first sentence: 30.6, 13.9, 27.2. So small a model
+           names a package's kind and misses its words: the loss counts half a million tokens of synopses, which it
+           learns by heart after step 1,500
 """
 
 from ml_collections import ConfigDict

@@ -37,7 +37,7 @@ TINY = {
     "eval.max_batches": 4,
     "eval.num_samples": 1,
     "eval.sample_tokens": 8,
-    "checkpoint.every_steps": 6,
+    "checkpoint.every_steps": 12,
 }
 
 

@@ -32,6 +32,15 @@ BEST = "best.json"
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
+def _but_late_writes(unraisable: Any, hook: Callable[[Any], Any] = sys.unraisablehook) -> None:
+    """Passes over what TensorStore says of writes that end after one has failed and Orbax closed their event loop."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
+
+
+sys.unraisablehook = _but_late_writes
+
+
 class Restored(NamedTuple):
     """A checkpoint read back: the state, and what was saved beside it."""
 

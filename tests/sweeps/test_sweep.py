@@ -15,7 +15,7 @@ from experiments import cli, hyper
 from experiments.sweep import SweepFile, main
 from tests.runs import ROOT, TINY, assert_same_run, call, command, environment, losses, run, train_command, write_corpus
 
-SHORT = {"train.num_train_steps": 24, "eval.every_steps": 12, "model.num_layers": 1, "checkpoint.every_steps": 2}
+SHORT = {"train.num_train_steps": 24, "eval.every_steps": 12, "model.num_layers": 1, "checkpoint.every_steps": 6}
 TWO_BY_TWO = """
 def get_hyper(h):
     return h.product([h.sweep("config.optimizer.learning_rate", [1e-3, 3e-3]), h.sweep("config.seed", [0, 1])])
