@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -44,3 +45,12 @@ def target_platform() -> str:
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
+
+
+def apart(arrays: Any) -> Any:
+    """The same, which XLA:CPU then does not fuse over, nor compute twice.
+
+    For other platforms nothing happens: with losses kept apart so, GPT-2's step on v5e:4x4 is predicted to take 95 ms in
+    place of 83.
+    """
+    return jax.lax.optimization_barrier(arrays) if target_platform() == "cpu" else arrays

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.array_types import Array
-from gptjax.distributed.mesh import target_platform
+from gptjax.distributed.mesh import apart, target_platform
 
 _ROWS_AT_ONCE = 8  # rows of a kernel that one pass of a matrix-vector product adds up on CPU
 _GROUP = 32  # inputs that share a scale and a minimum in int4
@@ -70,6 +70,7 @@ def contract(equation: str, x: Array, kernel: Array) -> Array:
 def _contract_bwd(equation: str, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     of_x, of_kernel, of_y = re.split(",|->", equation)
+    x = apart(x)  # or XLA would compute it again (a GELU, a norm) entry by entry, in the order of its transposition
     return jnp.einsum(f"{of_y},{of_kernel}->{of_x}", g, kernel), jnp.einsum(f"{of_x},{of_y}->{of_kernel}", x, g)
 
 

@@ -1,12 +1,10 @@
 """Cross entropy over next tokens, as a sum and a count, so that parts of a batch add up to the whole."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from gptjax.array_types import Array
-from gptjax.distributed.mesh import target_platform
+from gptjax.distributed.mesh import apart
 
 
 @jax.custom_vjp
@@ -25,32 +23,24 @@ def score_targets(logits: Array, targets: Array) -> tuple[Array, Array, Array]:
     return _fwd(logits, targets)[0]
 
 
-def _apart(arrays: Any) -> Any:
-    """The same, which XLA:CPU then does not fuse over.
-
-    It would keep what two passes over the logits share, and the one-hot targets, as arrays in float32. XLA:TPU fuses them
-    into the products around them, without which GPT-2's step on v5e:4x4 is predicted to take 95 ms in place of 83.
-    """
-    return jax.lax.optimization_barrier(arrays) if target_platform() == "cpu" else arrays
-
-
 def _fwd(logits: Array, targets: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
-    logits = _apart(logits)
+    # Or XLA:CPU would keep what two passes over the logits share, and the one-hot targets, as arrays in float32.
+    logits = apart(logits)
     largest = jnp.max(logits, axis=-1).astype(jnp.float32)
     sums = jnp.sum(jnp.exp(logits.astype(jnp.float32) - largest[..., None]), axis=-1)
     log_normalizer = jnp.log(sums) + largest
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0].astype(jnp.float32)
-    mean = jnp.mean(_apart(logits), axis=-1, dtype=jnp.float32)
+    mean = jnp.mean(apart(logits), axis=-1, dtype=jnp.float32)
     return (target_logits - log_normalizer, log_normalizer, mean), (logits, targets, log_normalizer)
 
 
 def _bwd(residuals: tuple[Array, Array, Array], gradients: tuple[Array, Array, Array]) -> tuple[Array, None]:
-    logits, targets, log_normalizer = _apart(residuals)
+    logits, targets, log_normalizer = apart(residuals)
     of_target, of_normalizer, of_mean = (g[..., None] for g in gradients)
     probabilities = jnp.exp(logits.astype(jnp.float32) - log_normalizer[..., None])
     hit = jnp.arange(logits.shape[-1]) == targets[..., None]
     grads = probabilities * (of_normalizer - of_target) + hit * of_target + of_mean / logits.shape[-1]
-    return _apart(grads.astype(logits.dtype)), None
+    return apart(grads.astype(logits.dtype)), None
 
 
 score_targets.defvjp(_fwd, _bwd)
