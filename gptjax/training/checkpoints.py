@@ -34,7 +34,7 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 def _but_late_writes(unraisable: Any, hook: Callable[[Any], Any] = sys.unraisablehook) -> None:
     """Passes over what TensorStore says of writes that end after one has failed and Orbax closed their event loop."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+    if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
         hook(unraisable)
 
 
