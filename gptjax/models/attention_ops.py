@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from gptjax.array_types import Array
-from gptjax.distributed.mesh import target_platform
+from gptjax.distributed.mesh import apart, target_platform
 from gptjax.distributed.sharding import BATCH, HEADS, divides
-from gptjax.models.dropout import dropout
+from gptjax.models.dropout import dropout, keep_mask
 from gptjax.models.positions import Bias
 
 _INVISIBLE = -1e30  # finite, so that a row that sees nothing stays finite too
@@ -85,7 +85,7 @@ class Ability(NamedTuple):
 IMPLEMENTATIONS: dict[str, Ability] = {
     #                     position softcap sinks dropout prefix pattern
     "plain": Ability(True, True, True, True, True, True),
-    "xla": Ability(False, False, False, False, True, True),
+    "xla": Ability(False, False, False, True, True, True),
     "jax": Ability(True, False, False, False, True, True),
     "blockwise": Ability(True, True, True, True, True, True),
     "splash": Ability(False, True, False, False, False, False),
@@ -442,17 +442,26 @@ def _xla(query: Array, key: Array, value: Array, mask: Mask, options: _Options) 
     visible = jnp.broadcast_to(visible, (query.shape[0], *visible.shape[1:]))
     # Where nothing above the diagonal is seen, two blocks of queries leave a quarter of the scores out.
     num_blocks = 2 if causal and length % 2 == 0 else 1
-    return _ungrouped(_attend(query, key, value, visible, options.scale, num_blocks))
+    return _ungrouped(_attend(query, key, value, visible, options.dropout, options.scale, num_blocks))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attend(query: Array, key: Array, value: Array, visible: Array, scale: float, num_blocks: int) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    visible: Array,
+    dropout: tuple[Array, Array] | None,
+    scale: float,
+    num_blocks: int,
+) -> Array:
     """Attention of query [B, G, R, T, K] over key and value [B, G, S, K], in blocks of queries.
 
     With more than one block, S is T and each block sees the keys up to its own end. The derivative is written out: it
-    keeps the weights in the dtype of the computation, where automatic differentiation keeps several float32 copies.
+    keeps the weights before dropout, in the dtype of the computation, where automatic differentiation keeps several
+    float32 copies, and draws dropout's mask again.
     """
-    return _attend_fwd(query, key, value, visible, scale, num_blocks)[0]
+    return _attend_fwd(query, key, value, visible, dropout, scale, num_blocks)[0]
 
 
 def _halves(query: Array, key: Array, num_blocks: int) -> list[tuple[slice, slice]]:
@@ -464,7 +473,13 @@ def _halves(query: Array, key: Array, num_blocks: int) -> list[tuple[slice, slic
 
 
 def _attend_fwd(
-    query: Array, key: Array, value: Array, visible: Array, scale: float, num_blocks: int
+    query: Array,
+    key: Array,
+    value: Array,
+    visible: Array,
+    dropout: tuple[Array, Array] | None,
+    scale: float,
+    num_blocks: int,
 ) -> tuple[Array, tuple]:
     outputs, weights = [], []
     for queries, keys in _halves(query, key, num_blocks):
@@ -472,23 +487,41 @@ def _attend_fwd(
         scores = jnp.where(visible[:, :, None, queries, keys], scores * scale, _INVISIBLE)
         block = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         weights.append(block)
-        outputs.append(jnp.einsum("bgrts,bgsk->bgrtk", block, value[:, :, keys]))
-    return jnp.concatenate(outputs, axis=3), (query, key, value, tuple(weights))
+        used = _dropped(block, dropout, query, key, queries, keys)
+        outputs.append(jnp.einsum("bgrts,bgsk->bgrtk", used, value[:, :, keys]))
+    mixed = jnp.concatenate(outputs, axis=3)
+    return mixed, (query, key, value, dropout, tuple(weights), mixed)
 
 
-def _attend_bwd(scale: float, num_blocks: int, residuals: tuple, g: Array) -> tuple[Array, Array, Array, None]:
-    query, key, value, weights = residuals
+def _dropped(
+    block: Array, dropout: tuple[Array, Array] | None, query: Array, key: Array, queries: slice, keys: slice
+) -> Array:
+    """A block of the weights after dropout, whose mask is the one of all weights."""
+    if dropout is None:
+        return block
+    rate, seed = dropout
+    kept = keep_mask(seed, rate, (*query.shape[:4], key.shape[2]))[:, :, :, queries, keys]
+    return jnp.where(kept, block / (1.0 - rate).astype(block.dtype), jnp.zeros_like(block))
+
+
+def _attend_bwd(scale: float, num_blocks: int, residuals: tuple, g: Array) -> tuple[Array | None, ...]:
+    query, key, value, dropout, weights, mixed = residuals
     dquery, dkey, dvalue = [], jnp.zeros_like(key), jnp.zeros_like(value)
+    # What a row of the weights' derivatives is on average, as its weights count (Dao et al., 2022, arXiv:2205.14135, B.2).
+    means = jnp.sum(g.astype(jnp.float32) * mixed, axis=-1, keepdims=True)
     for (queries, keys), block in zip(_halves(query, key, num_blocks), weights, strict=True):
         g_block = g[:, :, :, queries]
-        dvalue = dvalue.at[:, :, keys].add(jnp.einsum("bgrts,bgrtk->bgsk", block, g_block))
+        used = _dropped(block, dropout, query, key, queries, keys)
+        dvalue = dvalue.at[:, :, keys].add(jnp.einsum("bgrts,bgrtk->bgsk", used, g_block))
         dweights = jnp.einsum("bgrtk,bgsk->bgrts", g_block, value[:, :, keys]).astype(jnp.float32)
-        block = block.astype(jnp.float32)
-        dscores = block * (dweights - jnp.sum(dweights * block, axis=-1, keepdims=True)) * scale
-        dscores = dscores.astype(query.dtype)
+        if dropout is None:
+            dscores = block * (dweights - means[:, :, :, queries])
+        else:
+            dscores = used * dweights - block * means[:, :, :, queries]
+        dscores = apart((dscores * scale).astype(query.dtype))
         dquery.append(jnp.einsum("bgrts,bgsk->bgrtk", dscores, key[:, :, keys]))
         dkey = dkey.at[:, :, keys].add(jnp.einsum("bgrts,bgrtk->bgsk", dscores, query[:, :, :, queries]))
-    return jnp.concatenate(dquery, axis=3), dkey, dvalue, None
+    return jnp.concatenate(dquery, axis=3), dkey, dvalue, None, None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
