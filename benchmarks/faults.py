@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from experiments import cli
 from gptjax.distributed.processes import DEAD_AFTER_SECONDS
+from gptjax.platform import cache_dir
 from tests import runs
 
 
@@ -35,19 +36,22 @@ class Victim:
     def __init__(self, folder: pathlib.Path, rng: random.Random, count: int = 1):
         self.folder, self.rng, self.count = folder, rng, count
         self.corpus = runs.write_corpus(folder)
-        self.variables = {"GPTJAX_CACHE": str(folder / "cache")}
+        compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "compiled"))
+        self.variables = {"GPTJAX_CACHE": str(folder / "cache"), "JAX_COMPILATION_CACHE_DIR": compiled}
         self.alone = self.workdir = folder / "alone"
         ended = runs.finish(self.start())
         assert [code for code, _ in ended] == [0] * count, ended
+        self.begun = self.workdir = folder / "begun"
+        self.stop(self.start(), 30)
 
     def command(self, workdir: pathlib.Path) -> list[str]:
         """What starts or continues the run."""
         return runs.train_command(workdir, self.corpus)
 
     def hit(self, fault: Callable[["Victim"], Outcome]) -> Outcome:
-        """Begins a new run, breaks it when some steps of it are done, continues it to its end, and compares it."""
+        """Breaks a copy of a run that has begun, continues it to its end, and compares it."""
         self.workdir = pathlib.Path(tempfile.mkdtemp(dir=self.folder)) / "run"
-        self.stop(self.start(), 30)
+        shutil.copytree(self.begun, self.workdir)
         return fault(self)
 
     def start(self) -> list[subprocess.Popen[str]]:
@@ -66,8 +70,8 @@ class Victim:
         """The last step logged."""
         return runs.last_step(self.workdir)
 
-    def recover(self, before: int) -> Outcome:
-        """Continues the run, which had logged `before`, to its end, and compares it."""
+    def recover(self, before: int, said: str = "") -> Outcome:
+        """Continues the run, which had logged `before`, to its end, with `said` among its warnings, and compares it."""
         started = time.monotonic()
         processes = self.start()
         stamp = time.time()
@@ -76,7 +80,7 @@ class Victim:
             time.sleep(0.005)
         seconds = time.monotonic() - started
         ended = runs.finish(processes)
-        assert [code for code, _ in ended] == [0] * self.count, ended
+        assert [code for code, _ in ended] == [0] * self.count and said in ended[0][1], ended
         resumed = re.search(r"resuming from step (\d+)", ended[0][1])
         runs.assert_same_run(self.alone, self.workdir)
         return Outcome(max(0, before - int(resumed[1]) if resumed else before), seconds)
@@ -148,24 +152,21 @@ _END_SECONDS = DEAD_AFTER_SECONDS + 60  # in which a process ends that has lost 
 
 def truncate(victim: Victim) -> Outcome:
     """The largest file of the latest checkpoint loses its second half."""
-    file = max(
-        runs.whole_checkpoints(victim.workdir)[-1].rglob("*"),
-        key=lambda path: path.stat().st_size if path.is_file() else 0,
-    )
+    latest = runs.whole_checkpoints(victim.workdir)[-1]
+    file = max(latest.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
     os.truncate(file, file.stat().st_size // 2)
-    return victim.recover(victim.step())
+    return victim.recover(victim.step(), f"checkpoint {latest.name} is passed over")
 
 
 def flip(victim: Victim) -> Outcome:
     """One bit of the latest checkpoint is turned over."""
-    files = [
-        path for path in runs.whole_checkpoints(victim.workdir)[-1].rglob("*") if path.is_file() and path.stat().st_size
-    ]
+    latest = runs.whole_checkpoints(victim.workdir)[-1]
+    files = [path for path in latest.rglob("*") if path.is_file() and path.stat().st_size]
     file = victim.rng.choice([path for path in files if path.name != "manifest.json"])
     content = bytearray(file.read_bytes())
     content[victim.rng.randrange(len(content))] ^= 1 << victim.rng.randrange(8)
     file.write_bytes(content)
-    return victim.recover(victim.step())
+    return victim.recover(victim.step(), f"checkpoint {latest.name} is passed over")
 
 
 def delete_rows(victim: Victim) -> Outcome:

@@ -223,8 +223,10 @@ def assert_same_run(one: pathlib.Path, two: pathlib.Path, least: int = 31) -> No
         np.testing.assert_array_equal(a[path], b[path], err_msg=path)
 
 
-def crash_suite(folder: pathlib.Path, kills: int, seed: int = 0) -> dict[str, int]:
-    """Kills a run at random moments until `kills` have hit it, finishes it, and compares it with one left alone.
+def crash_suite(
+    folder: pathlib.Path, corpus: pathlib.Path, alone: pathlib.Path, kills: int, seed: int = 0
+) -> dict[str, int]:
+    """Kills a run at random moments until `kills` have hit it, finishes it, and compares it with `alone`, which had none.
 
     Every other kill waits for a save. When the run finishes before its kills are used up, it is started again from
     nothing in a new workdir; every finished one is compared.
@@ -232,9 +234,6 @@ def crash_suite(folder: pathlib.Path, kills: int, seed: int = 0) -> dict[str, in
     Returns:
       how many kills came while 'running' and while 'saving', and how many runs were 'compared'.
     """
-    corpus = write_corpus(folder)
-    alone = folder / "alone"
-    assert run(train_command(alone, corpus)).returncode == 0
     rng = random.Random(seed)
     counts = {"running": 0, "saving": 0, "compared": 0}
     while counts["running"] + counts["saving"] < kills:

@@ -129,14 +129,14 @@ def test_generate_from_a_file_and_in_conversation(finished, folder):
     assert first == second
 
 
-def test_killed_runs_equal_the_uninterrupted_one(folder):
-    counts = crash_suite(folder, kills=3)
+def test_killed_runs_equal_the_uninterrupted_one(finished, folder, corpus):
+    counts = crash_suite(folder, corpus, finished, kills=2)
     assert counts["compared"] >= 1
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_run_goes_on(finished, folder, corpus, number, code):
-    workdir = folder / f"signal-{code}"
+def test_control_c_saves_and_the_run_goes_on(finished, folder, corpus):
+    """As SIGTERM does, with which every run of tests/faults is stopped."""
+    workdir = folder / "control-c"
     process = subprocess.Popen(
         train_command(workdir, corpus),
         stdout=subprocess.PIPE,
@@ -148,9 +148,9 @@ def test_a_signal_saves_and_the_run_goes_on(finished, folder, corpus, number, co
     while not (workdir / "metrics.jsonl").exists() or len((workdir / "metrics.jsonl").read_text().splitlines()) < 3:
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == code, stderr
+    assert process.returncode == 130, stderr
     assert "to go on" in stderr.splitlines()[-1]
     stopped_at = losses(workdir)[-1][0]
     assert stopped_at < 120
@@ -166,30 +166,6 @@ def test_a_time_budget_stops_with_the_state_saved(finished, folder, corpus):
     result = run(train_command(workdir, corpus, train__max_minutes=0.0001))
     assert result.returncode == 143 and "to go on" in result.stderr.splitlines()[-1]
     assert run(train_command(workdir, corpus)).returncode == 0
-    assert_same_run(finished, workdir)
-
-
-def test_a_damaged_checkpoint_falls_back_and_says_so(finished, folder, corpus):
-    workdir = folder / "damaged"
-    stopped = run(train_command(workdir, corpus, train__max_minutes=0.0001))
-    assert stopped.returncode == 143
-    first = losses(workdir)[-1][0]
-    process = subprocess.Popen(train_command(workdir, corpus), env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (workdir / "checkpoints/12/manifest.json").exists():
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    latest = max(int(p.parent.name) for p in (workdir / "checkpoints").glob("*/manifest.json"))
-    assert latest > first
-    data = max(
-        (p for p in (workdir / "checkpoints" / str(latest)).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
-    )
-    content = bytearray(data.read_bytes())
-    content[len(content) // 2] ^= 1
-    data.write_bytes(content)
-    result = run(train_command(workdir, corpus))
-    assert result.returncode == 0, result.stderr
-    assert f"checkpoint {latest} is passed over" in result.stderr and "damaged" in result.stderr
     assert_same_run(finished, workdir)
 
 

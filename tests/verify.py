@@ -37,7 +37,9 @@ Rows = list[tuple[str, str, bool]]  # what, figure, met
 def crash(folder: pathlib.Path) -> Rows:
     """The crash suite."""
     started = time.monotonic()
-    counts = runs.crash_suite(folder, kills=20, seed=1)
+    corpus, alone = runs.write_corpus(folder), folder / "alone"
+    assert runs.run(runs.train_command(alone, corpus)).returncode == 0
+    counts = runs.crash_suite(folder, corpus, alone, kills=20, seed=1)
     figure = f"{counts['running']} while running, {counts['saving']} inside a save; {counts['compared']} runs compared"
     return [("kills survived bit for bit", f"{figure}; {time.monotonic() - started:.0f} s", counts["saving"] > 0)]
 

@@ -98,9 +98,11 @@ class Case(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Losses of all steps, and of the first step the gradient by path, or with Muon and AdamW the new parameters."""
+    """Losses of all steps, and of the first step its targets and the gradient by path, or with Muon and AdamW the new
+    parameters."""
 
     losses: np.ndarray
+    tokens: float
     tensors: dict[str, np.ndarray]
 
 
@@ -242,15 +244,20 @@ def compute(case: Case, num_steps: int = NUM_STEPS) -> Result:
             batch = {name: jax.device_put(x, batch_sharding(mesh)) for name, x in batch.items()}
             step_fn = functools.partial(step_fn, out_shardings=(shardings, None))
         train_step = step_fn()
-        losses, tensors = [], {}
+        losses, tokens, tensors = [], 0.0, {}
         for n in range(num_steps):
             state, metrics = train_step(state, batch)
             losses.append(float(metrics["loss"]))
             if n == 0:
+                tokens = float(metrics["tokens"])
                 tree = state.opt_state[0].trace if case.optimizer == "sgd" else state.params
                 leaves = jax.tree_util.tree_leaves_with_path(tree)
                 tensors = {path_of(path): np.asarray(leaf) for path, leaf in leaves}
-    return Result(np.array(losses), tensors)
+        if case.mesh:
+            leaves = jax.tree_util.tree_leaves_with_path(state.params)
+            kernel = next(leaf for path, leaf in leaves if path_of(path).endswith("query/kernel"))
+            assert kernel.addressable_shards[0].data.size * sizes["fsdp"] * sizes["tensor"] == kernel.size
+    return Result(np.array(losses), tokens, tensors)
 
 
 def _to_float64(x: np.ndarray) -> np.ndarray:
@@ -274,7 +281,7 @@ def distance(case: Case) -> Distance:
     num_steps = 1 if case.optimizer == "muon" else NUM_STEPS
     result, reference = compute(case, num_steps), compute(case.reference, num_steps)
     losses = np.abs(result.losses / reference.losses - 1)
-    assert result.tensors.keys() == reference.tensors.keys()
+    assert result.tensors.keys() == reference.tensors.keys() and result.tokens == reference.tokens
     tensors = {path: _relative(result.tensors[path], x, path) for path, x in reference.tensors.items()}
     where = max(tensors, key=lambda path: tensors[path])
     return Distance(losses[0], tensors[where], where, losses.max())

@@ -8,8 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from gptjax.distributed.mesh import make_mesh
-from gptjax.distributed.sharding import RULES, batch_sharding, path_of, tree_shardings
+from gptjax.distributed.sharding import RULES, path_of
 from gptjax.models import init_params, make_model
 from gptjax.training.losses import cross_entropy
 from gptjax.training.optimizers import Hyperparameters, decay_mask, learning_rate, parameter_labels
@@ -44,80 +43,6 @@ def batch_of(sizes, rows=8, seed=0):
         "positions": positions,
         "loss_weights": (segments > 0).astype(np.float32),
     }
-
-
-def assert_trees_close(a, b, tolerance):
-    """Each tensor agrees to `tolerance` of its largest entry, or of a thousandth of the largest of all.
-
-    The gradient of a key bias is zero but for rounding: it has no scale of its own.
-    """
-    floor = 1e-3 * max(np.abs(x).max() for x in jax.tree.leaves(a))
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * max(np.abs(x).max(), floor)), a, b
-    )
-
-
-def gradient_step(model, accumulation_steps=1, rows=None, **settings):
-    """One step of plain gradient descent in disguise: Adam's first moment holds (1 - beta1) times the gradient."""
-    s = SETTINGS._replace(accumulation_steps=accumulation_steps, clip_norm=0.0, **settings)
-    return jax.jit(make_train_step(model, s))
-
-
-def moments(state):
-    return jax.tree.leaves(state.opt_state[0].mu)
-
-
-def test_accumulation_gives_the_whole_batch_gradient(sizes):
-    model = make_model("gpt", **sizes)
-    batch, state = batch_of(sizes), state_of(model)
-    whole, metrics = gradient_step(model)(state, batch)
-    for n in (2, 4, 8):
-        parts, part_metrics = gradient_step(model, n)(state, batch)
-        np.testing.assert_allclose(part_metrics["loss"], metrics["loss"], rtol=1e-5)
-        np.testing.assert_allclose(part_metrics["grad_norm"], metrics["grad_norm"], rtol=1e-5)
-        assert part_metrics["tokens"] == metrics["tokens"]
-        assert_trees_close(moments(whole), moments(parts), 1e-5)
-
-
-def test_packed_rows_give_the_gradient_of_padded_rows(sizes):
-    """Each document in a row of its own, padded, weighs the same as several packed into one."""
-    model = make_model("gpt", **sizes)
-    batch, state = batch_of(sizes, rows=3), state_of(model)
-    rows = []
-    for row in range(3):
-        for segment in range(1, batch["segment_ids"][row].max() + 1):
-            chosen = batch["segment_ids"][row] == segment
-            padded = {name: np.zeros_like(x[0]) for name, x in batch.items()}
-            for name, x in batch.items():
-                padded[name][: chosen.sum()] = x[row][chosen]
-            rows.append(padded)
-    padded = {name: np.stack([row[name] for row in rows]) for name in batch}
-    one, one_metrics = gradient_step(model)(state, batch)
-    two, two_metrics = gradient_step(model)(state, padded)
-    np.testing.assert_allclose(one_metrics["loss"], two_metrics["loss"], rtol=1e-5)
-    assert_trees_close(moments(one), moments(two), 1e-5)
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("shape", [(4, 1, 1, 1), (1, 4, 1, 1), (2, 1, 2, 1), (1, 2, 1, 2)], ids=str)
-def test_the_step_is_the_same_on_every_mesh(sizes, shape, optimizer):
-    model = make_model("gpt", **(sizes | {"vocab_size": 64}))
-    settings = SETTINGS._replace(optimizer=optimizer, use_dropout=True)
-    state, batch = state_of(model, settings), batch_of(sizes)
-    step = make_train_step(model, settings)
-    plain, plain_metrics = jax.jit(step)(state, batch)
-    mesh = make_mesh(dict(zip(("data", "fsdp", "tensor", "context"), shape, strict=True)))
-    shardings = tree_shardings(state, mesh)
-    sharded = jax.device_put(state, shardings)
-    result, metrics = jax.jit(step, out_shardings=(shardings, None))(
-        sharded, {name: jax.device_put(x, batch_sharding(mesh)) for name, x in batch.items()}
-    )
-    np.testing.assert_allclose(metrics["loss"], plain_metrics["loss"], rtol=1e-5)
-    np.testing.assert_allclose(metrics["grad_norm"], plain_metrics["grad_norm"], rtol=1e-5)
-    if optimizer == "adamw":
-        assert_trees_close(moments(plain), moments(result), 1e-5)
-    up = result.params["blocks"]["mlp"]["up"]["kernel"]
-    assert up.addressable_shards[0].data.size == up.size // (mesh.shape["fsdp"] * mesh.shape["tensor"])
 
 
 def test_varying_numbers_does_not_recompile_and_vmaps_over_runs(sizes):
@@ -332,8 +257,9 @@ def test_ema_follows_the_parameters(sizes):
     settings = SETTINGS._replace(ema_decay=0.9)
     state = state_of(model, settings)
     new, _ = jax.jit(make_train_step(model, settings))(state, batch_of(sizes))
-    expected = jax.tree.map(lambda old, p: 0.9 * old + 0.1 * p, state.params, new.params)
-    assert_trees_close(expected, new.ema, 1e-6)
+    for old, changed, mean in zip(*map(jax.tree.leaves, (state.params, new.params, new.ema)), strict=True):
+        assert np.any(old != changed) and np.any(mean != old)
+        np.testing.assert_allclose(mean, 0.9 * old + 0.1 * changed, atol=1e-6 * np.abs(changed).max())
 
 
 def test_a_loss_spike_is_passed_over(sizes):
