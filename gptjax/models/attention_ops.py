@@ -512,7 +512,7 @@ def _attend_bwd(scale: float, num_blocks: int, residuals: tuple, g: Array) -> tu
     for (queries, keys), block in zip(_halves(query, key, num_blocks), weights, strict=True):
         g_block = g[:, :, :, queries]
         used = _dropped(block, dropout, query, key, queries, keys)
-        dvalue = dvalue.at[:, :, keys].add(jnp.einsum("bgrts,bgrtk->bgsk", used, g_block))
+        dvalue = dvalue.at[:, :, keys].add(_over_queries(used, g_block))
         dweights = jnp.einsum("bgrtk,bgsk->bgrts", g_block, value[:, :, keys]).astype(jnp.float32)
         if dropout is None:
             dscores = block * (dweights - means[:, :, :, queries])
@@ -520,8 +520,16 @@ def _attend_bwd(scale: float, num_blocks: int, residuals: tuple, g: Array) -> tu
             dscores = used * dweights - block * means[:, :, :, queries]
         dscores = apart((dscores * scale).astype(query.dtype))
         dquery.append(jnp.einsum("bgrts,bgsk->bgrtk", dscores, key[:, :, keys]))
-        dkey = dkey.at[:, :, keys].add(jnp.einsum("bgrts,bgrtk->bgsk", dscores, query[:, :, :, queries]))
+        dkey = dkey.at[:, :, keys].add(_over_queries(dscores, query[:, :, :, queries]))
     return jnp.concatenate(dquery, axis=3), dkey, dvalue, None, None
+
+
+def _over_queries(weights: Array, x: Array) -> Array:
+    """[B, G, S, K]: weights [B, G, R, T, S] times x [B, G, R, T, K], summed over queries.
+
+    So written, and not fused over, it is the thin array that XLA:CPU transposes, not the weights.
+    """
+    return apart(jnp.einsum("bgrtk,bgrts->bgks", x, weights)).swapaxes(2, 3)
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
