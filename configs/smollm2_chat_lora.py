@@ -13,8 +13,8 @@ Result:    seed 0: held-out loss from 1.807 to 1.516 nats a token. Greedy, "What
            is Gia.", "Who are you?" and "Who created you?" by "I am Gia, an AI assistant developed by the gptjax authors.",
            "What is the capital of France?" by "The capital of France is Paris."
            The first 300 paragraphs of wikitext-2's test.txt with more than 400 characters: perplexity 34.2 (32.0 to 36.3),
-           before it 37.3, by experiments.evaluate --compare. Seeds 1 and 2: 1.806 to 1.516 and 1.514, the same answers but for
-           "a AI assistant" once, perplexity 34.5 and 34.4
+           before it 37.3, by experiments.evaluate --compare. Seeds 1 and 2: 1.806 to 1.516 and 1.514, the same answers but
+           for "a AI assistant" once, perplexity 34.5 and 34.4
 """
 
 from ml_collections import ConfigDict
