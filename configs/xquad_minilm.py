@@ -9,9 +9,9 @@ Hardware:  2 CPU cores (AMD EPYC, Zen 5)
 Result:    seed 0, python -m experiments.evaluate --model runs/xquad: exact match 36.2 % (29.9 to 42.5), F1 46.2 (40.3 to
            52.2) of 254 questions, by the checkpoint of least loss; 9 min. Beside Transformers, the same start and order,
            last step: exact match 35.4 % and there 34.6, difference +0.8 points (95 % interval over the questions -4.7 to
-           +6.3), F1 44.8 and 47.7, -2.9 (-8.2 to +1.9); 50 losses without dropout within 1.7e-6; by python -m
-           benchmarks.finetune --seeds 1. On 2 cores of an Intel Xeon (AMX) 8.3 examples/s, there 9.4: 0.88x, rounds 0.87
-           to 0.93, by --rounds 3
+           +6.3), F1 44.8 and 47.7, -2.9 (-8.2 to +1.9); 50 losses without dropout within 1.4e-6; by python -m
+           benchmarks.finetune --seeds 1. On 2 cores of an Intel Xeon (AMX) 11.9 examples/s, there 9.7: 1.24x, rounds 1.23
+           to 1.26, by --rounds 3
 """
 
 from ml_collections import ConfigDict
