@@ -6,13 +6,12 @@ import pytest
 
 from benchmarks import faults
 
-# Pauses take a minute, a hang three. A bit turned over is as bad as half a file, every run is stopped by SIGTERM before it
-# is hit, tests/test_train.py has SIGKILL, and tests/invariance what befalls one of two.
+# Pauses take a minute, a hang three. Every run is stopped by SIGTERM before it is hit, tests/test_train.py has SIGKILL, and
+# tests/invariance what befalls one of two.
 LONG = (
     "SIGKILL",
     "SIGSTOP for a minute",
     "SIGTERM",
-    "flipped bit in a checkpoint",
     "SIGKILL of one of two",
     "SIGKILL of both",
     "SIGTERM to one of two",

@@ -98,8 +98,8 @@ class Case(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Losses of all steps, and of the first step its targets and the gradient by path, or with Muon and AdamW the new
-    parameters."""
+    """Losses of all steps, and of the first step its targets, and the gradient and its norm by path, or with Muon and
+    AdamW the new parameters and that norm."""
 
     losses: np.ndarray
     tokens: float
@@ -253,6 +253,7 @@ def compute(case: Case, num_steps: int = NUM_STEPS) -> Result:
                 tree = state.opt_state[0].trace if case.optimizer == "sgd" else state.params
                 leaves = jax.tree_util.tree_leaves_with_path(tree)
                 tensors = {path_of(path): np.asarray(leaf) for path, leaf in leaves}
+                tensors["grad_norm"] = np.asarray(metrics["grad_norm"])
         if case.mesh:
             leaves = jax.tree_util.tree_leaves_with_path(state.params)
             kernel = next(leaf for path, leaf in leaves if path_of(path).endswith("query/kernel"))
