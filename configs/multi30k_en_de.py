@@ -8,8 +8,8 @@ Paper:     Wu et al., 2021, arXiv:2105.14462, the text-only "Tiny" Transformer; 
 Departs:   Muon with a cosine, which is at a validation loss of 4.07 nats after 130 steps; pre-norm, a
            moving average of the parameters in place of the average of checkpoints, byte-level BPE, cased text, bfloat16
 Data:      multi30k/dataset on GitHub, task1/raw; the paper's sizes: 29,000 and 1,014 pairs
-Hardware:  2 CPU cores (AMD EPYC, Zen 5), other work beside it: 0.28 s a step, 23 min; one core of an
-           Intel Xeon (AMX), other work beside: 55 and 73 min
+Hardware:  2 CPU cores (AMD EPYC, Zen 5), other work beside it: 0.28 s a step, 23 min; seeds 1 and 2 on
+           one core of an Intel Xeon (AMX), the other at other work: 73 and 55 min
 Result:    seeds 0, 1 and 2, beam 5, test_2016_flickr: 40.1, 39.8 and 40.1 BLEU by plain sacrebleu (95 % intervals about
            1.6 either side), chrF 64.9, 65.0 and 65.0; 40.6, 40.2 and 40.5 Moses-tokenised (sacremoses, aggressive
            dashes) and lower-cased, by sacrebleu's tokenizer 'none'. By

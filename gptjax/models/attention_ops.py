@@ -516,7 +516,7 @@ def _attend_bwd(scale: float, num_blocks: int, residuals: tuple, g: Array) -> tu
         dweights = jnp.einsum("bgrtk,bgsk->bgrts", g_block, value[:, :, keys]).astype(jnp.float32)
         if dropout is None:
             dscores = block * (dweights - means[:, :, :, queries])
-        else:
+        else:  # block * (_dropped(dweights) - means), for which the mask would be drawn once more
             dscores = used * dweights - block * means[:, :, :, queries]
         dscores = apart((dscores * scale).astype(query.dtype))
         dquery.append(jnp.einsum("bgrts,bgsk->bgrtk", dscores, key[:, :, keys]))
